@@ -1,0 +1,1 @@
+"""Targets out: each sink is a Bytewax output of MicroBatches that commits exactly once."""

@@ -1,0 +1,265 @@
+"""Write Arrow tables as Parquet data files of a Delta table, with the statistics its log wants.
+
+Files are written before the commit that names them; until then nobody sees them. Called by the sink and by nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pa_fs
+import pyarrow.parquet as pq
+from deltalake.transaction import AddAction
+
+from waxlake.stream.delta_table import TableLocation, delta_errors
+
+__all__ = ["DataFileWriter", "decode_add", "encode_add"]
+
+_STATS_COLUMNS = 32
+_MAX_STRING_STAT = 64
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+
+@dataclass(slots=True)
+class DataFileWriter:
+    """Buffers rows and writes them as Parquet in a background thread, one row group at a time.
+
+    At most one row group is being written while the next is being gathered; a third makes ``append`` wait, which is
+    how a slow store slows the source.
+
+    Args:
+        location: Table the files belong to.
+        partition_by: Partition columns, outermost first.
+        row_group_bytes: Arrow bytes gathered before a row group is written.
+        file_bytes: Arrow bytes after which a file is closed and the next begun.
+    """
+
+    location: TableLocation
+    partition_by: tuple[str, ...] = ()
+    row_group_bytes: int = 32 << 20
+    file_bytes: int = 512 << 20
+    rows: int = 0
+    size_bytes: int = 0
+    _gathered: list[pa.Table] = field(default_factory=list)
+    _gathered_bytes: int = 0
+    _open_files: dict[tuple[str | None, ...], _OpenFile] = field(default_factory=dict)
+    _done: list[AddAction] = field(default_factory=list)
+    _writing: Future[None] | None = None
+    _executor: ThreadPoolExecutor | None = None
+    _filesystem: pa_fs.FileSystem | None = None
+
+    def append(self, table: pa.Table) -> None:
+        """Take rows; returns before they are on disk.
+
+        Args:
+            table: Rows in the table's schema.
+
+        Raises:
+            ExternalError: An earlier row group could not be written. Not retryable within this flush.
+        """
+        if table.num_rows == 0:
+            return
+        self._gathered.append(table)
+        self.rows += table.num_rows
+        self._gathered_bytes += table.nbytes
+        self.size_bytes += table.nbytes
+        if self._gathered_bytes >= self.row_group_bytes:
+            self._write_gathered()
+
+    def finish(self) -> list[AddAction]:
+        """Write what is left, close the files and return the actions that would add them to the table."""
+        if self._gathered:
+            self._write_gathered()
+        self._wait()
+        with delta_errors(f"write data files of table '{self.location.label}'"):
+            self._close_files()
+        actions, self._done = self._done, []
+        self.rows = self.size_bytes = 0
+        return actions
+
+    def abandon(self) -> None:
+        """Forget everything; files already written stay unnamed and a vacuum removes them."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+            self._executor = None
+        self._writing = None
+        for file in self._open_files.values():
+            file.abandon()
+        self._open_files.clear()
+        self._gathered.clear()
+        self._done.clear()
+        self.rows = self.size_bytes = self._gathered_bytes = 0
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            with delta_errors(f"write data files of table '{self.location.label}'"):
+                writing.result()
+
+    def _write_gathered(self) -> None:
+        self._wait()
+        table = pa.concat_tables(self._gathered)
+        self._gathered, self._gathered_bytes = [], 0
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parquet")
+        self._writing = self._executor.submit(self._write, table)
+
+    def _write(self, table: pa.Table) -> None:
+        for values, rows in _split(table, self.partition_by):
+            file = self._open_files.get(values)
+            if file is None:
+                file = self._open_files[values] = self._open(values, rows.schema)
+            file.write(rows)
+        if sum(file.arrow_bytes for file in self._open_files.values()) >= self.file_bytes:
+            self._close_files()
+
+    def _open(self, values: tuple[str | None, ...], schema: pa.Schema) -> _OpenFile:
+        if self._filesystem is None:
+            self._filesystem = self.location.filesystem()
+        folder = "".join(_folder(name, value) + "/" for name, value in zip(self.partition_by, values, strict=True))
+        if folder:
+            self._filesystem.create_dir(folder.rstrip("/"), recursive=True)
+        path = f"{folder}part-{uuid.uuid4()}-c000.zstd.parquet"
+        return _OpenFile(self._filesystem, path, schema, dict(zip(self.partition_by, values, strict=True)))
+
+    def _close_files(self) -> None:
+        for key in list(self._open_files):
+            self._done.append(self._open_files.pop(key).close())
+
+
+class _OpenFile:
+    """One Parquet file being written, and the statistics of its columns."""
+
+    def __init__(self, filesystem: pa_fs.FileSystem, path: str, schema: pa.Schema, partition: dict[str, str | None]) -> None:
+        self.path, self.partition, self.arrow_bytes = path, partition, 0
+        self._nan_columns: set[str] = set()
+        self._floats = [f.name for f in schema if pa.types.is_floating(f.type)]
+        self._stream = filesystem.open_output_stream(path)
+        self._writer = pq.ParquetWriter(self._stream, schema, compression="zstd", compression_level=1)
+
+    def write(self, rows: pa.Table) -> None:
+        for name in self._floats:
+            if name not in self._nan_columns and pc.any(pc.is_nan(rows.column(name))).as_py():
+                self._nan_columns.add(name)
+        self._writer.write_table(rows, row_group_size=rows.num_rows)
+        self.arrow_bytes += rows.nbytes
+
+    def close(self) -> AddAction:
+        self._writer.close()
+        size = self._stream.tell()
+        self._stream.close()
+        stats = _statistics(self._writer.writer.metadata if hasattr(self._writer.writer, "metadata") else None, self._nan_columns)
+        return AddAction(self.path, size, self.partition, int(time.time() * 1000), True, json.dumps(stats))
+
+    def abandon(self) -> None:
+        try:
+            self._writer.close()
+            self._stream.close()
+        except OSError:  # the file is being thrown away: that it cannot be closed changes nothing
+            return
+
+
+def _split(table: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[tuple[str | None, ...], pa.Table]]:
+    """Yield (partition values as Delta strings, rows without the partition columns)."""
+    if not partition_by:
+        yield (), table
+        return
+    keys = table.select(partition_by)
+    combos = keys.group_by(list(partition_by)).aggregate([])
+    rest = [name for name in table.column_names if name not in partition_by]
+    for combo in combos.to_pylist():
+        mask: Any = None
+        for name in partition_by:
+            scalar = pa.scalar(combo[name], table.schema.field(name).type)
+            column = table.column(name)
+            equal = pc.is_null(column) if combo[name] is None else pc.fill_null(pc.equal(column, scalar), False)
+            mask = equal if mask is None else pc.and_(mask, equal)
+        yield tuple(_partition_string(combo[name]) for name in partition_by), table.filter(mask).select(rest)
+
+
+def _partition_string(value: Any) -> str | None:
+    """Return a partition value as the Delta protocol writes it ("Partition Value Serialization")."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return str(value)
+
+
+def _folder(name: str, value: str | None) -> str:
+    return f"{_plain(name)}={_plain('__HIVE_DEFAULT_PARTITION__' if value is None else value)}"
+
+
+def _plain(text: str) -> str:
+    """Return a folder name free of characters that stores and readers escape differently; the log holds the value."""
+    return text if _PLAIN.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _statistics(metadata: pq.FileMetaData | None, nan_columns: set[str]) -> dict[str, Any]:
+    """Return Delta statistics from the footer of a written file ("Per-file Statistics")."""
+    if metadata is None:
+        return {}
+    stats: dict[str, Any] = {"numRecords": metadata.num_rows, "minValues": {}, "maxValues": {}, "nullCount": {}}
+    flat = [i for i in range(metadata.num_columns) if "." not in metadata.schema.column(i).path][:_STATS_COLUMNS]
+    for index in flat:
+        name = metadata.schema.column(index).path
+        chunks = [metadata.row_group(g).column(index).statistics for g in range(metadata.num_row_groups)]
+        if any(c is None or not c.has_null_count for c in chunks):
+            continue
+        stats["nullCount"][name] = sum(c.null_count for c in chunks)
+        ranged = [c for c in chunks if c.has_min_max]
+        all_null = stats["nullCount"][name] == metadata.num_rows
+        if all_null or len(ranged) != len([c for c in chunks if c.num_values]) or name in nan_columns:
+            continue
+        low, high = _stat(min(c.min for c in ranged)), _stat(max(c.max for c in ranged))
+        if low is not None and high is not None:
+            stats["minValues"][name], stats["maxValues"][name] = low, high
+    return stats
+
+
+def _stat(value: Any) -> Any:
+    """Return a bound as JSON holds it exactly; None when it cannot, which leaves the column without bounds."""
+    if isinstance(value, bool | bytes):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value if len(value) <= _MAX_STRING_STAT else None
+    if isinstance(value, datetime):
+        text = value.strftime("%Y-%m-%dT%H:%M:%S.%f")
+        return text + "Z" if value.tzinfo is not None else text
+    if isinstance(value, date):
+        return value.isoformat()
+    return None
+
+
+def encode_add(action: AddAction) -> dict[str, Any]:
+    """Return an action as plain JSON, for a manifest."""
+    return {"path": action.path, "size": action.size, "partition": dict(action.partition_values), "at": action.modification_time, "stats": action.stats}
+
+
+def decode_add(data: dict[str, Any]) -> AddAction:
+    """Return the action that ``encode_add`` wrote."""
+    return AddAction(data["path"], data["size"], data["partition"], data["at"], True, data["stats"])
+
+

@@ -1,0 +1,370 @@
+"""The commit protocol: rows, source positions and the fence of a table in one Delta log entry.
+
+Where a crash can fall, and what the next run finds:
+
+1. before the data files are written, or after: the log names none of them; positions are unchanged; rows are read again.
+2. the commit was sent and its reply lost: the log holds our commit id; it is recognised, never sent again.
+3. after the commit: positions are ours; whatever the source sends again ends at or before them and is dropped.
+4. after the commit, before the quarantine commit: the primary commit carries the manifest; it is finished from that.
+
+One committer per table and run. Source: DESIGN §2; Delta protocol, "Transaction Identifiers".
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction
+
+from sinks.delta.parquet import decode_add, encode_add
+from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.errors import CommitConflict, TerminalError, TransientError, WaxlakeError
+from waxlake.stream.failpoints import failpoint
+
+__all__ = ["FENCE_APP_ID", "METADATA_KEY", "CommitReceipt", "Committer", "Move", "Quarantine", "finish_quarantine"]
+
+FENCE_APP_ID = "waxlake/fence"
+METADATA_KEY = "waxlake"
+_MANIFEST_APP_ID = "waxlake/quarantine"
+_REOPEN_AFTER_COMMITS = 200
+_ATTEMPTS = 5
+_HISTORY_SEARCH = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """How one commit moves one source partition's position: from ``start`` (None: none stored yet) to ``end``."""
+
+    start: int | None
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitReceipt:
+    """What one commit did.
+
+    Attributes:
+        table: Table name.
+        version: Table version (>= 0).
+        rows: Rows added.
+        size_bytes: Bytes of data files added.
+        quarantined: Rows added to the quarantine table.
+        duration_s: Seconds the commit took, files excluded.
+        metadata: What the commit's own metadata says.
+    """
+
+    table: str
+    version: int
+    rows: int
+    size_bytes: int
+    quarantined: int
+    duration_s: float
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """Data files for the quarantine table, written but not committed.
+
+    Attributes:
+        location: The quarantine table.
+        adds: Its new files.
+        rows: Rows in them.
+    """
+
+    location: TableLocation
+    adds: Sequence[AddAction]
+    rows: int
+
+
+@dataclass(slots=True)
+class Committer:
+    """Commits to one table from one held snapshot at a time.
+
+    Args:
+        location: The table; it must exist.
+        run_id: Identity of this run, unique.
+    """
+
+    location: TableLocation
+    run_id: str
+    _handle: DeltaTable | None = None
+    _table_id: str = ""
+    _fence: int = 0
+    _has_claimed_fence: bool = False
+    _commits_on_handle: int = 0
+    _stored: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def handle(self) -> DeltaTable:
+        """The held snapshot; opened on first use, with the fence read from it."""
+        if self._handle is None:
+            self._handle = self.location.open()
+            self._table_id = self._handle.metadata().id
+            self._fence = (self._handle.transaction_version(FENCE_APP_ID) or 0) + 1
+        return self._handle
+
+    def stored(self, app_id: str) -> int | None:
+        """Return the stored position of one source partition; None if the table has never seen it."""
+        if app_id not in self._stored:
+            self._stored[app_id] = self.handle.transaction_version(app_id)
+        return self._stored[app_id]
+
+    def commit(
+        self,
+        adds: Sequence[AddAction],
+        moves: Mapping[str, Move],
+        *,
+        rows: int = 0,
+        identities: Mapping[str, int] | None = None,
+        quarantine: Quarantine | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        replacement: pa.Table | None = None,
+    ) -> CommitReceipt:
+        """Append files and move positions in one table commit, then commit the quarantine files it names.
+
+        Called by the sink partition when a flush is due. Safe to repeat after a crash: positions already stored are
+        recognised before files are written.
+
+        Args:
+            adds: Data files, already written.
+            moves: App id to the move of its position; each ``start`` equals the stored position.
+            rows: Rows in ``adds``.
+            identities: Further app ids to store, such as which topic id stands behind a name.
+            quarantine: Files for the quarantine table, or None.
+            metadata: Facts for the commit's metadata.
+            replacement: Replace the table's whole content by these rows instead of appending ``adds``.
+
+        Raises:
+            CommitConflict: Another writer moved a position or took the fence. Not retryable.
+            TerminalError: The table was dropped or replaced, the store is full or closed. Not retryable.
+            TransientError: The store does not answer after several attempts. Retryable.
+
+        Guarantee: exactly once per (app id, position).
+        """
+        started_s = time.monotonic()
+        commit_id = uuid.uuid4().hex
+        fence = self._fence if self._handle is not None else (self.handle and self._fence)
+        versions = {FENCE_APP_ID: fence, **(identities or {}), **{app: move.end for app, move in moves.items()}}
+        facts: dict[str, Any] = {"commit_id": commit_id, "run": self.run_id, **(metadata or {})}
+        if quarantine is not None and quarantine.adds:
+            number = (self.stored(_MANIFEST_APP_ID) or 0) + 1
+            versions[_MANIFEST_APP_ID] = number
+            facts["quarantine"] = {"number": number, "files": [encode_add(add) for add in quarantine.adds]}
+            failpoint("quarantine-written")
+        failpoint("files-written")
+        version = self._commit(adds, moves, versions, facts, replacement)
+        failpoint("committed")
+        self._stored.update(versions)
+        self._has_claimed_fence = True
+        if quarantine is not None and quarantine.adds:
+            failpoint("quarantine-pending")
+            _commit_quarantine(quarantine.location, self._table_id, versions[_MANIFEST_APP_ID], quarantine.adds)
+            failpoint("quarantine-committed")
+        self._refresh()
+        return CommitReceipt(
+            table=self.location.label,
+            version=version,
+            rows=replacement.num_rows if replacement is not None else rows,
+            size_bytes=sum(add.size for add in adds),
+            quarantined=quarantine.rows if quarantine else 0,
+            duration_s=time.monotonic() - started_s,
+            metadata=facts,
+        )
+
+    def add_columns(self, schema: pa.Schema) -> None:
+        """Add the columns of ``schema`` that the table does not have yet, as nullable ones.
+
+        Raises:
+            TerminalError: The store refuses. Not retryable.
+        """
+        from deltalake import Schema
+
+        known = {f.name for f in self.handle.schema().fields}
+        new = pa.schema([f.with_nullable(True) for f in schema if f.name not in known])
+        if len(new):
+            with delta_errors(f"add columns to table '{self.location.label}'"):
+                self.handle.alter.add_columns(list(Schema.from_arrow(new).fields))
+            self._reopen()
+
+    def _commit(
+        self,
+        adds: Sequence[AddAction],
+        moves: Mapping[str, Move],
+        versions: Mapping[str, int],
+        facts: dict[str, Any],
+        replacement: pa.Table | None,
+    ) -> int:
+        """Try until the commit is in the log; return its version."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            properties = CommitProperties(
+                custom_metadata={METADATA_KEY: facts},
+                app_transactions=[Transaction(app, version) for app, version in versions.items()],
+            )
+            try:
+                with delta_errors(f"commit to table '{self.location.label}'"):
+                    if replacement is None:
+                        self._append(adds, properties)
+                    else:
+                        _replace(self.handle, replacement, properties)
+                return self.handle.version()
+            except (CommitFailedError, TransientError, TerminalError) as failure:
+                landed = self._after_failure(failure, moves, str(facts["commit_id"]))
+                if landed is not None:
+                    return landed
+                if attempt == _ATTEMPTS:
+                    raise self._gave_up(failure) from failure
+                time.sleep(0.05 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _append(self, adds: Sequence[AddAction], properties: CommitProperties) -> None:
+        metadata = self.handle.metadata()
+        self.handle.create_write_transaction(
+            list(adds),
+            mode="append",
+            schema=self.handle.schema(),
+            partition_by=list(metadata.partition_columns),
+            commit_properties=properties,
+        )
+
+    def _after_failure(self, failure: Exception, moves: Mapping[str, Move], commit_id: str) -> int | None:
+        """Look at the table as it is now: our commit landed (its version), or we may try again (None), or stop."""
+        if isinstance(failure, TerminalError) and failure.code != "STORAGE_ERROR":
+            raise failure
+        before = self.handle.version()
+        self._reopen()
+        landed = self._find_commit(commit_id, since=before)
+        if landed is not None:
+            return landed
+        fence = self.handle.transaction_version(FENCE_APP_ID) or 0
+        if fence > self._fence or (fence == self._fence and not self._has_claimed_fence):
+            raise CommitConflict(
+                f"cannot commit to table '{self.location.label}' at version {self.handle.version()}",
+                code="COMMIT_CONFLICT",
+                found=f"fence {fence} of another run",
+                expected=f"a fence below {self._fence + (self._has_claimed_fence)}",
+                remedy="Another run is writing this table. Stop one of the two; the other goes on and no row is lost",
+            )
+        for app, move in moves.items():
+            stored = self.handle.transaction_version(app)
+            if stored != move.start:
+                raise CommitConflict(
+                    f"cannot commit to table '{self.location.label}' at version {self.handle.version()}",
+                    code="COMMIT_CONFLICT",
+                    found=f"app id '{app}' at position {stored}",
+                    expected=f"position {move.start}",
+                    remedy="Another run is writing this table. Stop it, or give this flow its own name",
+                )
+        return None
+
+    def _find_commit(self, commit_id: str, *, since: int) -> int | None:
+        newer = self.handle.version() - since
+        if newer <= 0:
+            return None
+        for entry in self.handle.history(min(newer, _HISTORY_SEARCH)):
+            if (entry.get(METADATA_KEY) or {}).get("commit_id") == commit_id:
+                return int(entry["version"])
+        return None
+
+    def _gave_up(self, failure: Exception) -> WaxlakeError:
+        if isinstance(failure, WaxlakeError):
+            return failure
+        return TransientError(
+            f"cannot commit to table '{self.location.label}' after {_ATTEMPTS} attempts",
+            code="COMMIT_CONTENTION",
+            found=str(failure),
+            remedy="Other writers change this table all the time; give it one writer",
+        )
+
+    def _refresh(self) -> None:
+        self._commits_on_handle += 1
+        if self._commits_on_handle >= _REOPEN_AFTER_COMMITS:
+            self._reopen()
+            return
+        with delta_errors(f"refresh table '{self.location.label}'"):
+            self.handle.update_incremental()
+
+    def _reopen(self) -> None:
+        handle = self.location.open()
+        if handle.metadata().id != self._table_id:
+            raise TerminalError(
+                f"cannot write table '{self.location.label}'",
+                code="TABLE_REPLACED",
+                found=f"table id {handle.metadata().id}",
+                expected=self._table_id,
+                remedy="Someone dropped and created it anew while it was written. Run again to start from its positions",
+            )
+        self._handle = handle
+        self._commits_on_handle = 0
+
+
+def _replace(handle: DeltaTable, rows: pa.Table, properties: CommitProperties) -> None:
+    """Replace the content of the table, schema included, in one commit from the held snapshot."""
+    write_deltalake(handle, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
+
+
+def _quarantine_app_id(primary_id: str) -> str:
+    return f"waxlake/primary/{primary_id}"
+
+
+def _commit_quarantine(location: TableLocation, primary_id: str, number: int, adds: Sequence[AddAction]) -> None:
+    """Commit quarantine files once: their manifest number is the position."""
+    app = _quarantine_app_id(primary_id)
+    for _ in range(_ATTEMPTS):
+        handle = location.open()
+        if (handle.transaction_version(app) or 0) >= number:
+            return
+        properties = CommitProperties(
+            custom_metadata={METADATA_KEY: {"manifest": number}}, app_transactions=[Transaction(app, number)]
+        )
+        try:
+            with delta_errors(f"commit to table '{location.label}'"):
+                handle.create_write_transaction(
+                    list(adds),
+                    mode="append",
+                    schema=handle.schema(),
+                    partition_by=list(handle.metadata().partition_columns),
+                    commit_properties=properties,
+                )
+            return
+        except CommitFailedError:
+            continue
+    raise TransientError(
+        f"cannot commit to table '{location.label}'", code="COMMIT_CONTENTION", remedy="Give it one writer and run again"
+    )
+
+
+def finish_quarantine(primary: TableLocation, quarantine: TableLocation) -> bool:
+    """Commit the quarantine files of the last primary commit if a crash left them out.
+
+    Called before a table is written and at the start of a run. Idempotent.
+
+    Returns:
+        Whether something was missing.
+
+    Raises:
+        TerminalError: The primary commit that holds the manifest is gone from the log. Not retryable.
+    """
+    handle = primary.open(without_files=True)
+    number = handle.transaction_version(_MANIFEST_APP_ID) or 0
+    done = quarantine.open(without_files=True).transaction_version(_quarantine_app_id(handle.metadata().id)) or 0
+    if done >= number:
+        return False
+    for entry in handle.history():
+        manifest = (entry.get(METADATA_KEY) or {}).get("quarantine")
+        if manifest and manifest["number"] == number:
+            _commit_quarantine(quarantine, handle.metadata().id, number, [decode_add(f) for f in manifest["files"]])
+            return True
+    raise TerminalError(
+        f"cannot finish table '{quarantine.label}'",
+        code="QUARANTINE_MANIFEST_LOST",
+        found=f"no commit of table '{primary.label}' with manifest {number}",
+        remedy="Its log was cleaned before this pipeline ran again. The rejected rows are in the table's folder, uncommitted",
+    )

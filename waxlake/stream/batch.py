@@ -1,0 +1,97 @@
+"""MicroBatch: rows and where they came from, the only item that travels through a dataflow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = ["Backlog", "MicroBatch", "RuleCount"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleCount:
+    """What one expectation did to one batch.
+
+    Attributes:
+        dataset: Table or view that the rule belongs to.
+        rule: Name of the expectation.
+        action: ``warn``, ``drop``, ``fail`` or ``quarantine``.
+        passed: Rows for which the rule is true.
+        failed: Rows for which it is false or NULL.
+    """
+
+    dataset: str
+    rule: str
+    action: str
+    passed: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What a source partition still has to read, as far as it knows.
+
+    Attributes:
+        records: Records not yet read; None when the source cannot tell.
+        files: Files not yet read; None where there are none.
+        size_bytes: Bytes not yet read; None when the source cannot tell.
+    """
+
+    records: int | None = None
+    files: int | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """An Arrow table plus its provenance.
+
+    ``start`` and ``end`` are half-open positions in one partition of one source: the batch holds every row of
+    ``[start, end)`` that was not filtered out. A batch without rows still moves the position.
+
+    Attributes:
+        table: Rows, shape (n_rows, n_columns).
+        source: Source identity.
+        partition: Source partition key.
+        start: Position of the first record.
+        end: Position after the last record; ``end >= start``.
+        flow: Name of the flow that carries it; empty until a flow takes it.
+        target: Table that it is bound for; empty until a flow takes it.
+        rejected: Rows for the quarantine table, with ``_failed_rules``; None if there are none.
+        rules: What each expectation counted.
+        dropped: Rows removed by expectations.
+        read: Records the source read for it, before any filter.
+        backlog: What the partition still has to read.
+        skipped: Positions that the source no longer held and that were skipped on request, or None.
+        is_last: The partition ends here in this run: flush what is buffered.
+        cost_bytes: Memory the batch holds of its source's byte budget.
+        facts: Further values for the commit's metadata.
+    """
+
+    table: pa.Table
+    source: str
+    partition: str
+    start: int
+    end: int
+    flow: str = ""
+    target: str = ""
+    rejected: pa.Table | None = None
+    rules: tuple[RuleCount, ...] = ()
+    dropped: int = 0
+    read: int = 0
+    backlog: Backlog | None = None
+    skipped: tuple[int, int] | None = None
+    is_last: bool = False
+    cost_bytes: int = 0
+    budget: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def with_rows(self, table: pa.Table, **changes: Any) -> MicroBatch:
+        """Return a batch of the same provenance with other rows."""
+        return replace(self, table=table, **changes)
+
+    def without_rows(self) -> MicroBatch:
+        """Return a batch that only moves the position."""
+        return replace(self, table=self.table.slice(0, 0), rejected=None)

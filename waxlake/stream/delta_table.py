@@ -1,0 +1,182 @@
+"""Where a Delta table lies, and how to open, create and list it. Called by sources, sinks and the planner.
+
+delta-rs errors are mapped to ours here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pa_fs
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from waxlake.stream.errors import ExternalError, TerminalError, TransientError, shorten
+from waxlake.stream.settings import StorageOptions
+
+__all__ = ["TableLocation", "arrow_schema", "delta_errors", "is_remote"]
+
+
+def is_remote(uri: str) -> bool:
+    """Return whether ``uri`` names an object store rather than a local path."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+@contextmanager
+def delta_errors(what: str) -> Iterator[None]:
+    """Turn errors of delta-rs and of the file system into ours; a lost commit race passes through unchanged.
+
+    Args:
+        what: What was being done, and on which table, as ``read table 'orders'``.
+    """
+    try:
+        yield
+    except CommitFailedError:
+        raise
+    except (TableNotFoundError, DeltaError, OSError) as exc:
+        raise _mapped(what, exc) from exc
+
+
+def _mapped(what: str, exc: Exception) -> ExternalError:
+    text = shorten(exc, 400)
+    low = text.lower()
+    if isinstance(exc, TableNotFoundError):
+        return TerminalError(
+            f"cannot {what}", code="TABLE_NOT_FOUND", found="no Delta table there", remedy="It was dropped or moved"
+        )
+    if "no space left" in low or getattr(exc, "errno", None) == 28:
+        return TerminalError(
+            f"cannot {what}", code="STORAGE_FULL", found=text, remedy="Free some space and run again: nothing is lost"
+        )
+    if isinstance(exc, PermissionError) or any(w in low for w in ("permission denied", "read-only file system", "os error 13")):
+        return TerminalError(
+            f"cannot {what}", code="STORAGE_NOT_WRITABLE", found=text, remedy="Give this user the right to write there"
+        )
+    if any(w in low for w in ("accessdenied", "invalidaccesskeyid", "signaturedoesnotmatch", "403", "unauthorized", "401")):
+        return TerminalError(
+            f"cannot {what}", code="STORAGE_ACCESS_DENIED", found=text, remedy="Check `storage_options` and the key's rights"
+        )
+    if "nosuchbucket" in low:
+        return TerminalError(f"cannot {what}", code="STORAGE_NOT_FOUND", found=text, remedy="Create the bucket first")
+    if any(w in low for w in ("error sending request", "connect", "timed out", "timeout", "503", "500", "slowdown")):
+        return TransientError(
+            f"cannot {what}", code="STORAGE_UNREACHABLE", found=text, remedy="Check the endpoint and the network"
+        )
+    return TerminalError(f"cannot {what}", code="STORAGE_ERROR", found=text)
+
+
+@dataclass(frozen=True, slots=True)
+class TableLocation:
+    """A Delta table's place: URI or local path, with the options of its store.
+
+    Attributes:
+        uri: Local path, or a URI such as ``s3://bucket/prefix/table``.
+        options: Store options under their delta-rs names.
+        name: Name used in messages.
+    """
+
+    uri: str
+    options: StorageOptions = field(default_factory=StorageOptions)
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name for messages."""
+        return self.name or self.uri
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the table lies on a local file system."""
+        return not is_remote(self.uri)
+
+    @property
+    def local_path(self) -> Path:
+        """The folder of a local table."""
+        return Path(self.uri.removeprefix("file://"))
+
+    def exists(self) -> bool:
+        """Return whether a Delta table is there."""
+        if self.is_local:
+            log = self.local_path / "_delta_log"
+            return log.is_dir() and any(name.endswith((".json", ".parquet")) for name in os.listdir(log))
+        with delta_errors(f"look for table '{self.label}'"):
+            return bool(DeltaTable.is_deltatable(self.uri, storage_options=dict(self.options)))
+
+    def open(self, version: int | None = None, *, without_files: bool = False) -> DeltaTable:
+        """Return a handle on one snapshot.
+
+        Args:
+            version: Table version; None for the latest.
+            without_files: Do not load the list of files (enough to read positions).
+
+        Raises:
+            TerminalError: No table there, no access. Not retryable.
+            TransientError: The store does not answer. Retryable.
+        """
+        with delta_errors(f"open table '{self.label}'"):
+            return DeltaTable(self.uri, version=version, storage_options=dict(self.options), without_files=without_files)
+
+    def create(
+        self,
+        schema: pa.Schema,
+        *,
+        partition_by: tuple[str, ...] = (),
+        comment: str | None = None,
+        properties: Mapping[str, str] | None = None,
+    ) -> DeltaTable:
+        """Create the table, once: losing the race to another creator opens what that one made.
+
+        Raises:
+            TerminalError: The place is not writable. Not retryable.
+        """
+        with delta_errors(f"create table '{self.label}'"):
+            if self.is_local:
+                self.local_path.mkdir(parents=True, exist_ok=True)
+            try:
+                return DeltaTable.create(
+                    self.uri,
+                    schema,
+                    mode="error",
+                    partition_by=list(partition_by) or None,
+                    description=comment,
+                    configuration=dict(properties or {}),
+                    storage_options=dict(self.options),
+                    raise_if_key_not_exists=False,
+                )
+            except DeltaError:
+                if not self.exists():
+                    raise
+                return self.open()
+
+    def filesystem(self) -> pa_fs.FileSystem:
+        """Return a pyarrow file system rooted at the table, on the same store and credentials as delta-rs."""
+        if self.is_local:
+            return pa_fs.SubTreeFileSystem(str(self.local_path.absolute()), pa_fs.LocalFileSystem())
+        from deltalake.fs import DeltaStorageHandler
+
+        return pa_fs.PyFileSystem(DeltaStorageHandler(self.uri, options=dict(self.options)))
+
+    def read_log(self, version: int) -> list[dict[str, Any]] | None:
+        """Return the actions of one commit, in order; None if that version is not in the log (yet, or any more)."""
+        path = f"_delta_log/{version:020d}.json"
+        try:
+            if self.is_local:
+                text = (self.local_path / path).read_bytes()
+            else:
+                with self.filesystem().open_input_file(path) as stream:
+                    text = stream.read()
+        except FileNotFoundError:
+            return None
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def arrow_schema(table: DeltaTable) -> pa.Schema:
+    """Return a table's schema as pyarrow's."""
+    return pa.schema(table.schema().to_arrow())

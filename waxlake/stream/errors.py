@@ -1,0 +1,148 @@
+"""Every error Waxlake raises on purpose, in one tree.
+
+    WaxlakeError
+    ├── UserError                 what the user wrote cannot work; never retried
+    │   ├── UsageError            a command or spec is wrong (exit code 2)
+    │   ├── DefinitionError       a definition is wrong; names its file and line
+    │   ├── SchemaError           a schema or a type does not fit
+    │   └── ExpectationFailed     an `expect_or_fail` rule met a row that breaks it
+    ├── ExternalError             something outside is not as it must be
+    │   ├── TransientError        it may pass: retried with back-off
+    │   └── TerminalError         it will not pass by itself
+    │       ├── SourceMoved       the source no longer holds what the table expects next
+    │       └── CommitConflict    another writer moved the table (or fenced this one)
+    └── InternalError             a promise of ours is broken: a defect, please report it
+
+A text reads: what failed, on which object: found …, expected …. What to do. [CODE]
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "CommitConflict",
+    "DefinitionError",
+    "ExpectationFailed",
+    "ExternalError",
+    "InternalError",
+    "SchemaError",
+    "SourceMoved",
+    "TerminalError",
+    "TransientError",
+    "UsageError",
+    "UserError",
+    "WaxlakeError",
+    "shorten",
+]
+
+
+class WaxlakeError(Exception):
+    """An error with a stable code, the facts as attributes, and a text that says what to do.
+
+    Args:
+        what: What failed, and on which object.
+        code: Stable upper-case code, such as ``COMMIT_CONFLICT``.
+        found: What was there.
+        expected: What should have been there.
+        remedy: What the user can do about it, as a sentence.
+        facts: Further values worth reading by a machine; kept in ``self.facts``.
+    """
+
+    is_retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        code: str,
+        found: object | None = None,
+        expected: object | None = None,
+        remedy: str = "",
+        **facts: Any,
+    ) -> None:
+        self.what, self.code, self.found, self.expected = what, code, found, expected
+        self.remedy, self.facts = remedy, facts
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        seen = []
+        if self.found is not None:
+            seen.append(f"found {self.found}")
+        if self.expected is not None:
+            seen.append(f"expected {self.expected}")
+        text = self.what.rstrip(".") + (": " + ", ".join(seen) if seen else "") + "."
+        if self.remedy:
+            text += " " + self.remedy.rstrip(".") + "."
+        return f"{text} [{self.code}]"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {"code": self.code, "found": self.found, "expected": self.expected, "remedy": self.remedy}
+        return (_rebuild, (type(self), self.what, {**state, **self.facts}))
+
+
+def _rebuild(kind: type[WaxlakeError], what: str, state: dict[str, Any]) -> WaxlakeError:
+    return kind(what, **state)
+
+
+class UserError(WaxlakeError):
+    """What the user wrote cannot work. Not retryable."""
+
+
+class UsageError(UserError):
+    """A command line, an option or the spec is wrong. Not retryable; exit code 2."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class DefinitionError(UserError):
+    """A definition in a pipeline file is wrong. Not retryable.
+
+    Args:
+        where: ``file:line`` of the definition, shown first.
+    """
+
+    def __init__(self, what: str, *, where: str = "", **rest: Any) -> None:
+        self.where = where
+        super().__init__(f"{where}: {what}" if where else what, **rest)
+
+
+class SchemaError(UserError):
+    """A schema, or a value against its schema, does not fit. Not retryable."""
+
+
+class ExpectationFailed(UserError):
+    """Rows broke an ``expect_or_fail`` rule; nothing of their batch was committed. Not retryable."""
+
+
+class ExternalError(WaxlakeError):
+    """Something outside Waxlake is not as it must be."""
+
+
+class TransientError(ExternalError):
+    """It may pass: a broker that is away, a store that throttles. Retryable."""
+
+    is_retryable: ClassVar[bool] = True
+
+
+class TerminalError(ExternalError):
+    """It will not pass by itself: wrong credentials, a missing bucket. Not retryable."""
+
+
+class SourceMoved(TerminalError):
+    """The source no longer holds what the table expects next: going on would lose rows. Not retryable."""
+
+
+class CommitConflict(TerminalError):
+    """Another writer moved this table. Not retryable from the same run."""
+
+
+class InternalError(WaxlakeError):
+    """A promise of ours does not hold. Not retryable; a defect."""
+
+
+def shorten(value: object, limit: int = 120) -> str:
+    """Return ``str(value)`` cut to ``limit`` characters, for a sample inside a message."""
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,44 @@
+"""Named places where a test can kill the process, to prove that a crash there loses nothing.
+
+A failpoint does nothing unless ``WAXLAKE_FAILPOINT=name:n`` was set when the process started: then the process sends
+itself SIGKILL at the n-th visit of that name (1 is the first). The recovery tests set it; nothing else should.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Final
+
+__all__ = ["FAILPOINTS", "failpoint"]
+
+FAILPOINTS: Final = (
+    "files-written",  # data files are in the table's folder, no commit names them yet
+    "committed",  # the primary commit is durable, nobody was told
+    "between-tables",  # one table of a shared source has committed, the next has not
+    "ledger-write",  # new files were found, the ledger commit is about to happen
+    "ledger-written",  # the ledger holds the new files, no row of them was emitted
+    "quarantine-written",  # quarantine files are written, the primary commit is not
+    "quarantine-pending",  # the primary commit is durable, the quarantine commit is not
+    "quarantine-committed",  # both are durable
+)
+
+_name, _, _count = os.environ.get("WAXLAKE_FAILPOINT", "").partition(":")
+_left = int(_count or 1)
+_lock = threading.Lock()
+
+
+def failpoint(name: str) -> None:
+    """Kill this process with SIGKILL if it was started to die here; else do nothing.
+
+    Args:
+        name: One of ``FAILPOINTS``.
+    """
+    if name != _name:
+        return
+    global _left
+    with _lock:
+        _left -= 1
+        if _left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
