@@ -151,8 +151,8 @@ class Committer:
         """
         started_s = time.monotonic()
         commit_id = uuid.uuid4().hex
-        fence = self._fence if self._handle is not None else (self.handle and self._fence)
-        versions = {FENCE_APP_ID: fence, **(identities or {}), **{app: move.end for app, move in moves.items()}}
+        before = self.handle.version()
+        versions = {FENCE_APP_ID: self._fence, **(identities or {}), **{app: move.end for app, move in moves.items()}}
         facts: dict[str, Any] = {"commit_id": commit_id, "run": self.run_id, **(metadata or {})}
         if quarantine is not None and quarantine.adds:
             number = (self.stored(_MANIFEST_APP_ID) or 0) + 1
@@ -160,7 +160,7 @@ class Committer:
             facts["quarantine"] = {"number": number, "files": [encode_add(add) for add in quarantine.adds]}
             failpoint("quarantine-written")
         failpoint("files-written")
-        version = self._commit(adds, moves, versions, facts, replacement)
+        self._commit(adds, moves, versions, facts, replacement)
         failpoint("committed")
         self._stored.update(versions)
         self._has_claimed_fence = True
@@ -169,6 +169,9 @@ class Committer:
             _commit_quarantine(quarantine.location, self._table_id, versions[_MANIFEST_APP_ID], quarantine.adds)
             failpoint("quarantine-committed")
         self._refresh()
+        version = self.handle.version()
+        if version != before + 1:
+            version = self._find_commit(commit_id, since=before) or version
         return CommitReceipt(
             table=self.location.label,
             version=version,
@@ -201,8 +204,8 @@ class Committer:
         versions: Mapping[str, int],
         facts: dict[str, Any],
         replacement: pa.Table | None,
-    ) -> int:
-        """Try until the commit is in the log; return its version."""
+    ) -> None:
+        """Try until the commit is in the log."""
         for attempt in range(1, _ATTEMPTS + 1):
             properties = CommitProperties(
                 custom_metadata={METADATA_KEY: facts},
@@ -214,11 +217,10 @@ class Committer:
                         self._append(adds, properties)
                     else:
                         _replace(self.handle, replacement, properties)
-                return self.handle.version()
+                return
             except (CommitFailedError, TransientError, TerminalError) as failure:
-                landed = self._after_failure(failure, moves, str(facts["commit_id"]))
-                if landed is not None:
-                    return landed
+                if self._has_landed(failure, moves, str(facts["commit_id"])):
+                    return
                 if attempt == _ATTEMPTS:
                     raise self._gave_up(failure) from failure
                 time.sleep(0.05 * 2**attempt)
@@ -234,15 +236,14 @@ class Committer:
             commit_properties=properties,
         )
 
-    def _after_failure(self, failure: Exception, moves: Mapping[str, Move], commit_id: str) -> int | None:
-        """Look at the table as it is now: our commit landed (its version), or we may try again (None), or stop."""
+    def _has_landed(self, failure: Exception, moves: Mapping[str, Move], commit_id: str) -> bool:
+        """Look at the table as it is now: our commit landed, or we may try again, or an error says why not."""
         if isinstance(failure, TerminalError) and failure.code != "STORAGE_ERROR":
             raise failure
         before = self.handle.version()
         self._reopen()
-        landed = self._find_commit(commit_id, since=before)
-        if landed is not None:
-            return landed
+        if self._find_commit(commit_id, since=before) is not None:
+            return True
         fence = self.handle.transaction_version(FENCE_APP_ID) or 0
         if fence > self._fence or (fence == self._fence and not self._has_claimed_fence):
             raise CommitConflict(
@@ -262,7 +263,7 @@ class Committer:
                     expected=f"position {move.start}",
                     remedy="Another run is writing this table. Stop it, or give this flow its own name",
                 )
-        return None
+        return False
 
     def _find_commit(self, commit_id: str, *, since: int) -> int | None:
         newer = self.handle.version() - since

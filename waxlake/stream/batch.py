@@ -65,7 +65,9 @@ class MicroBatch:
         read: Records the source read for it, before any filter.
         backlog: What the partition still has to read.
         skipped: Positions that the source no longer held and that were skipped on request, or None.
-        is_last: The partition ends here in this run: flush what is buffered.
+        is_last: The partition ends here in this run.
+        partition_count: Number of partitions that the run reads of this source; a sink that has seen the last batch of
+            all of them commits at once.
         cost_bytes: Memory the batch holds of its source's byte budget.
         facts: Further values for the commit's metadata.
     """
@@ -84,6 +86,7 @@ class MicroBatch:
     backlog: Backlog | None = None
     skipped: tuple[int, int] | None = None
     is_last: bool = False
+    partition_count: int = 0
     cost_bytes: int = 0
     budget: str = ""
     facts: dict[str, Any] = field(default_factory=dict)

@@ -417,7 +417,13 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
 
     def _empty_batch(self, partition: str, start: int, end: int, **rest: Any) -> MicroBatch:
         return MicroBatch(
-            table=self._empty, source=self._plan.identity, partition=partition, start=start, end=end, **rest
+            table=self._empty,
+            source=self._plan.identity,
+            partition=partition,
+            start=start,
+            end=end,
+            partition_count=len(self._plan.partitions),
+            **rest,
         )
 
     def _retry(self, error: TransientError) -> list[MicroBatch]:

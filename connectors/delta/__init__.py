@@ -1,0 +1,5 @@
+"""Delta tables as a streaming source: the rows that each version appended, in order."""
+
+from connectors.delta.connector import DeltaConnector
+
+__all__ = ["DeltaConnector"]

@@ -1,0 +1,242 @@
+"""Read a Delta table as a stream of appended rows, by table version.
+
+A position is ``RowPosition(version, row)``: the row within the rows that the version added, in the order of the log. When
+the log no longer reaches back to version 0, a new flow first reads the table as it is: positions of that first read carry
+a flag in ``row``, so that a restart in the middle of it knows what it was reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from waxlake.stream.batch import Backlog, MicroBatch
+from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
+from waxlake.stream.errors import SourceMoved
+from waxlake.stream.position import RowPosition
+from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, spread
+
+__all__ = ["DeltaConnector"]
+
+_PARTITION = "log"
+_SNAPSHOT_FLAG = 1 << 35
+_BATCH_ROWS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaConnector:
+    """A Delta table to be followed.
+
+    Args:
+        location: The table.
+        schema: Its columns; None takes them from the table, which must exist then.
+
+    Guarantee: every row of every appending version once, in log order. A version that deletes or rewrites rows stops the
+    stream: it is not append-only.
+    """
+
+    location: TableLocation
+    schema: pa.Schema | None = None
+
+    @property
+    def name(self) -> str:
+        """What the user calls the source."""
+        return f"delta:{self.location.label}"
+
+    @property
+    def metadata_columns(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
+    @property
+    def on_data_loss(self) -> str:
+        """Lost versions always stop the stream."""
+        return "fail"
+
+    def empty(self) -> pa.Table:
+        """Return no rows, in the table's schema."""
+        return (self.schema or arrow_schema(self.location.open(without_files=True))).empty_table()
+
+    def inspect(self) -> SourceState:
+        """Return the versions that can be read now."""
+        handle = self.location.open(without_files=True)
+        latest = handle.version()
+        reaches_back = self.location.read_log(0) is not None
+        begin = RowPosition(0) if reaches_back else RowPosition(latest, _SNAPSHOT_FLAG)
+        return SourceState(
+            identity=f"delta:{handle.metadata().id}",
+            name=self.name,
+            partitions={_PARTITION: SourceRange(low=0, high=RowPosition(latest + 1).pack())},
+            begin={_PARTITION: begin.pack()},
+        )
+
+    def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
+        """Return the one group: versions are read in order."""
+        return spread(list(plan.partitions), 1)
+
+    def reader(self, plan: SourcePlan, partitions: tuple[str, ...], columns: frozenset[str]) -> Reader:
+        """Return a reader; a bounded one ends at the version that is the latest when it is opened."""
+        return _DeltaReader(self, plan)
+
+
+class _DeltaReader:
+    """Follows the log of one table."""
+
+    def __init__(self, connector: DeltaConnector, plan: SourcePlan) -> None:
+        self._location, self._plan = connector.location, plan
+        self._schema = connector.empty().schema
+        self._filesystem = connector.location.filesystem()
+        part = plan.partitions[_PARTITION]
+        self._position = part.read_from
+        self._fences = part.fences
+        self._handle = connector.location.open(without_files=True)
+        self._mark = None if part.mark is None else RowPosition(self._handle.version() + 1).pack()
+        self._pieces: Iterator[tuple[int, pa.Table]] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a bounded read has reached the version it was opened at."""
+        return self._mark is not None and self._position >= self._mark
+
+    def positions(self) -> Mapping[str, int]:
+        """Return the next position."""
+        return {_PARTITION: self._position}
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def read(self) -> Sequence[MicroBatch]:
+        """Return the next rows as one batch; several small versions share one."""
+        start, tables, rows = self._position, [], 0
+        while rows < _BATCH_ROWS and not self.is_done:
+            if self._pieces is None:
+                self._pieces = self._version_pieces(RowPosition.unpack(self._position))
+                if self._pieces is None:
+                    break
+            piece = next(self._pieces, None)
+            if piece is None:
+                self._pieces = None
+                continue
+            self._position, table = piece
+            tables.append(table)
+            rows += table.num_rows
+            if self._position in self._fences:
+                break
+        if self._position == start:
+            return []
+        table = pa.concat_tables(tables) if tables else self._schema.empty_table()
+        backlog = None if self._mark is None else Backlog(files=None, records=None)
+        return [
+            MicroBatch(
+                table=table,
+                source=self._plan.identity,
+                partition=_PARTITION,
+                start=start,
+                end=self._position,
+                read=rows,
+                backlog=backlog,
+            )
+        ]
+
+    def _version_pieces(self, position: RowPosition) -> Iterator[tuple[int, pa.Table]] | None:
+        """Return the rest of one version as (position after, rows); None if it is not there yet."""
+        if position.minor >= _SNAPSHOT_FLAG:
+            handle = self._location.open(version=position.major)
+            actions = pa.table(handle.get_add_actions(flatten=False)).sort_by("path").to_pylist()
+            adds = [{"path": a["path"], "partitionValues": a.get("partition") or {}} for a in actions]
+            return self._pieces_of(adds, position, first_row=_SNAPSHOT_FLAG)
+        log = self._location.read_log(position.major)
+        if log is None:
+            self._refuse_lost_version(position.major)
+            return None
+        self._refuse_changes(log, position.major)
+        adds = [action["add"] for action in log if "add" in action and action["add"].get("dataChange", True)]
+        for add in adds:
+            add["path"] = unquote(add["path"])
+        return self._pieces_of(adds, position, first_row=0)
+
+    def _refuse_lost_version(self, version: int) -> None:
+        with delta_errors(f"read table '{self._location.label}'"):
+            self._handle.update_incremental()
+        if version <= self._handle.version():
+            raise SourceMoved(
+                f"cannot read {self._plan.name}",
+                code="SOURCE_EXPIRED",
+                found=f"no log of version {version}; the latest is {self._handle.version()}",
+                expected="every version since the last one read",
+                remedy="The log was cleaned before it was read. Full-refresh the table that reads it",
+            )
+
+    def _refuse_changes(self, log: list[dict[str, Any]], version: int) -> None:
+        if any("remove" in action and action["remove"].get("dataChange", True) for action in log):
+            raise SourceMoved(
+                f"cannot read {self._plan.name} as a stream",
+                code="SOURCE_NOT_APPEND_ONLY",
+                found=f"version {version} deletes or rewrites rows",
+                expected="versions that only append",
+                remedy="Read it with wl.read in a materialized view, or full-refresh the table that reads it",
+            )
+
+    def _pieces_of(
+        self, adds: list[dict[str, Any]], position: RowPosition, *, first_row: int
+    ) -> Iterator[tuple[int, pa.Table]]:
+        row, skip = first_row, position.minor
+        for add in adds:
+            for rows in self._file_rows(add):
+                begin, end = row, row + rows.num_rows
+                row = end
+                if end <= skip:
+                    continue
+                rows, begin = rows.slice(max(0, skip - begin)), max(begin, skip)
+                for cut in [*self._fence_rows(position.major, begin, end), end]:
+                    yield RowPosition(position.major, cut).pack(), rows.slice(0, cut - begin)
+                    rows, begin = rows.slice(cut - begin), cut
+        yield RowPosition(position.major + 1).pack(), self._schema.empty_table()
+
+    def _fence_rows(self, version: int, begin: int, end: int) -> list[int]:
+        fences = (RowPosition.unpack(fence) for fence in self._fences)
+        return [fence.minor for fence in fences if fence.major == version and begin < fence.minor < end]
+
+    def _file_rows(self, add: Mapping[str, Any]) -> Iterator[pa.Table]:
+        if add.get("deletionVector"):
+            raise SourceMoved(
+                f"cannot read {self._plan.name} as a stream",
+                code="SOURCE_NOT_APPEND_ONLY",
+                found=f"a deletion vector on {add['path']}",
+                expected="files without one",
+                remedy="Read it with wl.read in a materialized view",
+            )
+        with delta_errors(f"read {add['path']} of table '{self._location.label}'"):
+            with self._filesystem.open_input_file(add["path"]) as stream:
+                for rows in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS):
+                    yield self._shaped(pa.table(rows), add.get("partitionValues") or {})
+
+    def _shaped(self, rows: pa.Table, partition: Mapping[str, Any]) -> pa.Table:
+        """Return the rows in the table's schema: partition values added, columns that came later filled with NULL."""
+        columns = []
+        for wanted in self._schema:
+            if wanted.name in partition:
+                value = partition[wanted.name]
+                text = pa.scalar(None if value in (None, "") else str(value), pa.string())
+                column: Any = pa.repeat(_parsed(text, wanted.type), rows.num_rows)
+            elif wanted.name in rows.column_names:
+                column = rows.column(wanted.name).cast(wanted.type)
+            else:
+                column = pa.nulls(rows.num_rows, wanted.type)
+            columns.append(column)
+        return pa.table(columns, schema=self._schema)
+
+
+def _parsed(text: pa.Scalar, kind: pa.DataType) -> pa.Scalar:
+    """Return a partition value in its column's type."""
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return pc.assume_timezone(pc.cast(text, pa.timestamp("us")), "UTC")
+    if pa.types.is_binary(kind):
+        return pc.cast(text, pa.binary())
+    return pc.cast(text, kind)

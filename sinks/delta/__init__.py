@@ -1,0 +1,6 @@
+"""The Delta sink: the commit protocol, the data files, and the Bytewax output over both."""
+
+from sinks.delta.protocol import CommitReceipt, Committer
+from sinks.delta.sink import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
+
+__all__ = ["CommitReceipt", "Committer", "DeltaSink", "DeltaTarget", "FlushPolicy", "SinkControl"]

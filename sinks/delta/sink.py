@@ -1,0 +1,307 @@
+"""DeltaSink: a Bytewax output that appends MicroBatches to one Delta table, exactly once.
+
+One sink partition per table is its only committer. It buffers, writes Parquet ahead, and commits when a batch of rows is
+large or old enough, whatever the length of a Bytewax epoch; it never commits in ``close``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+import pyarrow as pa
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+
+from sinks.delta.parquet import DataFileWriter
+from sinks.delta.protocol import CommitReceipt, Committer, Move, Quarantine, finish_quarantine
+from sinks.delta.tally import CommitTally
+from waxlake.stream.batch import MicroBatch
+from waxlake.stream.budget import ByteBudget
+from waxlake.stream.clock import Clock
+from waxlake.stream.delta_table import TableLocation, arrow_schema
+from waxlake.stream.errors import CommitConflict, WaxlakeError
+from waxlake.stream.failpoints import failpoint
+from waxlake.stream.position import app_id, identity_app_id, identity_version
+from waxlake.stream.schema import cast_exact, delta_schema
+
+__all__ = ["DeltaSink", "DeltaTarget", "FlushPolicy", "SinkControl"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlushPolicy:
+    """When a sink commits: at the first of these.
+
+    Attributes:
+        max_rows: Rows buffered.
+        max_bytes: Arrow bytes buffered.
+        max_age_s: Seconds since the first buffered row.
+        max_idle_s: Seconds since positions moved without any row surviving.
+    """
+
+    max_rows: int = 2_000_000
+    max_bytes: int = 256 << 20
+    max_age_s: float = 10.0
+    max_idle_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaTarget:
+    """A table to write.
+
+    Attributes:
+        location: Where it lies; created from the first batch if it is not there.
+        partition_by: Partition columns if it has to be created.
+        replaces: Each batch replaces the whole content (a materialized view) instead of being appended.
+        quarantine: Table for rejected rows; it must exist if any batch has some.
+        shares_source: Other tables are fed by the same read.
+    """
+
+    location: TableLocation
+    partition_by: tuple[str, ...] = ()
+    replaces: bool = False
+    quarantine: TableLocation | None = None
+    shares_source: bool = False
+
+
+@dataclass(slots=True)
+class SinkControl:
+    """How the rest of a run watches one sink.
+
+    Attributes:
+        run_id: Identity of the run, unique.
+        on_commit: Told of every commit, after it is durable.
+        on_error: Told of an error that stops the table; returns whether it was taken care of (else it is raised).
+        source_names: Source identity to the name users know, remembered in the table to recognise a recreated source.
+    """
+
+    run_id: str = "plain"
+    on_commit: Callable[[CommitReceipt], None] = lambda receipt: None
+    on_error: Callable[[WaxlakeError], bool] = lambda error: False
+    source_names: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class DeltaSink(FixedPartitionedSink[MicroBatch, None]):
+    """A Bytewax output onto one Delta table.
+
+    Items are ``(key, MicroBatch)``; any key does, there is one partition.
+
+    Args:
+        target: The table.
+        flow: Flow name for batches that carry none; part of the app id, so keep it.
+        flush: When to commit.
+        control: How the run watches it.
+
+    Guarantee: exactly once per (flow, source, partition, position), through any crash.
+    """
+
+    target: DeltaTarget
+    flow: str = "flow"
+    flush: FlushPolicy = field(default_factory=FlushPolicy)
+    control: SinkControl = field(default_factory=SinkControl)
+
+    def list_parts(self) -> list[str]:
+        """Return the single partition: one committer per table."""
+        return ["table"]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> _TableWriter:
+        """Build the committer; Bytewax calls it when the first item arrives."""
+        return _TableWriter(self)
+
+    def stored(self, source: str, partition: str) -> int | None:
+        """Return the position that the table holds for a source partition; None if it has none or does not exist."""
+        if not self.target.location.exists():
+            return None
+        return self.target.location.open(without_files=True).transaction_version(app_id(self.flow, source, partition))
+
+
+class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
+    """The one committer of a table in this run."""
+
+    def __init__(self, sink: DeltaSink) -> None:
+        self._sink, self._target, self._policy = sink, sink.target, sink.flush
+        self._clock = Clock()
+        self._committer: Committer | None = None
+        self._rows = DataFileWriter(self._target.location)
+        self._rejected: DataFileWriter | None = None
+        self._rejected_schema: pa.Schema | None = None
+        self._schema = pa.schema([])
+        self._replacement: pa.Table | None = None
+        self._moves: dict[str, Move] = {}
+        self._identities: dict[str, int] = {}
+        self._tally = CommitTally()
+        self._since_s: float | None = None
+        self._moved_since_s: float | None = None
+        self._ended: dict[tuple[str, str], set[str]] = {}
+        self._is_ending = False
+        self._has_failed = False
+
+    def write_batch(self, values: list[MicroBatch]) -> None:
+        """Take batches; commit if that made a flush due."""
+        for batch in values:
+            try:
+                if not self._has_failed:
+                    self._take(batch)
+            except WaxlakeError as error:
+                self._fail(error)
+            finally:
+                ByteBudget.give_back(batch.budget, batch.cost_bytes)
+        self._guarded_flush()
+
+    def snapshot(self) -> None:
+        """An epoch ended: commit what a partition that has ended left here."""
+        self._is_ending = self._is_ending or bool(self._ended)
+        self._guarded_flush()
+
+    def close(self) -> None:
+        """Drop what is not committed; it will be read again."""
+        self._rows.abandon()
+        if self._rejected is not None:
+            self._rejected.abandon()
+
+    def _guarded_flush(self) -> None:
+        if self._has_failed:
+            return
+        try:
+            if self._is_due():
+                self._flush()
+        except WaxlakeError as error:
+            self._fail(error)
+
+    def _fail(self, error: WaxlakeError) -> None:
+        self._has_failed = True
+        self.close()
+        if not self._sink.control.on_error(error):
+            raise error
+
+    def _take(self, batch: MicroBatch) -> None:
+        committer = self._opened(batch)
+        flow = batch.flow or self._sink.flow
+        app = app_id(flow, batch.source, batch.partition)
+        if batch.is_last:
+            self._note_end(flow, batch)
+        if not self._admit(committer, app, batch):
+            return
+        self._remember_source(flow, batch.source)
+        now_s = self._clock.now_s()
+        move = self._moves.get(app)
+        start = move.start if move else committer.stored(app)
+        if start != batch.end:
+            self._moves[app] = Move(start=start, end=batch.end)
+            self._moved_since_s = self._moved_since_s or now_s
+        self._tally.add(batch, flow)
+        if self._target.replaces:
+            self._replacement = batch.table
+        elif batch.table.num_rows:
+            self._rows.append(self._fitted(committer, batch.table))
+        if batch.rejected is not None and batch.rejected.num_rows:
+            self._reject(batch.rejected)
+        if batch.table.num_rows or batch.rejected is not None or self._replacement is not None:
+            self._since_s = self._since_s or now_s
+
+    def _admit(self, committer: Committer, app: str, batch: MicroBatch) -> bool:
+        """Return whether the batch is new; stop if it neither follows the position nor ends before it."""
+        pending = self._moves.get(app)
+        position = pending.end if pending else committer.stored(app)
+        if position is None or batch.start == position:
+            return True
+        if batch.end <= position:
+            return False
+        kind = "overlaps" if batch.start < position else "leaves a gap after"
+        raise CommitConflict(
+            f"cannot append to table '{self._target.location.label}': a batch {kind} what it holds",
+            code="COMMIT_CONFLICT" if batch.start < position else "POSITION_GAP",
+            found=f"positions {batch.start} to {batch.end} of {batch.source} partition {batch.partition}",
+            expected=f"a batch that starts at {position}",
+            remedy="Another run moved this table meanwhile. Run again: it goes on from the table's own positions",
+        )
+
+    def _opened(self, batch: MicroBatch) -> Committer:
+        if self._committer is None:
+            location = self._target.location
+            if not location.exists():
+                location.create(delta_schema(batch.table.schema), partition_by=self._target.partition_by)
+            if self._target.quarantine is not None and self._target.quarantine.exists():
+                finish_quarantine(location, self._target.quarantine)
+            self._committer = Committer(location, self._sink.control.run_id)
+            self._read_schema(self._committer)
+            self._rows.partition_by = tuple(self._committer.handle.metadata().partition_columns)
+        return self._committer
+
+    def _read_schema(self, committer: Committer) -> None:
+        self._schema = arrow_schema(committer.handle)
+
+    def _fitted(self, committer: Committer, table: pa.Table) -> pa.Table:
+        """Return the rows in the table's schema; columns the table lacks are added to it first."""
+        if table.schema.equals(self._schema):
+            return table
+        known = set(self._schema.names)
+        if any(name not in known for name in table.column_names):
+            if self._rows.rows:
+                self._flush()
+            committer.add_columns(delta_schema(table.schema))
+            self._read_schema(committer)
+        return cast_exact(table, self._schema, what=f"table '{self._target.location.label}'")
+
+    def _reject(self, rejected: pa.Table) -> None:
+        if self._target.quarantine is None:
+            raise AssertionError("rejected rows for a table without a quarantine table")
+        if self._rejected is None:
+            self._rejected = DataFileWriter(self._target.quarantine)
+            self._rejected_schema = arrow_schema(self._target.quarantine.open(without_files=True))
+        assert self._rejected_schema is not None
+        self._rejected.append(cast_exact(rejected, self._rejected_schema, what=f"table '{self._target.quarantine.label}'"))
+
+    def _note_end(self, flow: str, batch: MicroBatch) -> None:
+        ended = self._ended.setdefault((flow, batch.source), set())
+        ended.add(batch.partition)
+        self._is_ending = self._is_ending or len(ended) >= batch.partition_count
+
+    def _remember_source(self, flow: str, source: str) -> None:
+        name = self._sink.control.source_names.get(source)
+        if name is not None:
+            self._identities[identity_app_id(flow, name)] = identity_version(source)
+
+    def _is_due(self) -> bool:
+        if not self._moves:
+            return False
+        if self._is_ending:
+            return True
+        now_s = self._clock.now_s()
+        if self._since_s is None:
+            return now_s - (self._moved_since_s or now_s) >= self._policy.max_idle_s
+        return (
+            self._rows.rows >= self._policy.max_rows
+            or self._rows.size_bytes >= self._policy.max_bytes
+            or now_s - self._since_s >= self._policy.max_age_s
+        )
+
+    def _flush(self) -> None:
+        """Commit everything taken so far."""
+        if self._committer is None or not self._moves:
+            return
+        rows = self._rows.rows
+        quarantine = None
+        if self._rejected is not None and self._target.quarantine is not None and self._rejected.rows:
+            rejected_rows = self._rejected.rows
+            quarantine = Quarantine(
+                location=self._target.quarantine, adds=self._rejected.finish(), rows=rejected_rows
+            )
+        receipt = self._committer.commit(
+            self._rows.finish(),
+            self._moves,
+            rows=rows,
+            identities=self._identities,
+            quarantine=quarantine,
+            metadata=self._tally.facts(),
+            replacement=self._replacement,
+        )
+        self._moves, self._tally, self._replacement = {}, CommitTally(), None
+        self._since_s = self._moved_since_s = None
+        self._is_ending = False
+        self._sink.control.on_commit(receipt)
+        if self._target.shares_source:
+            failpoint("between-tables")
+
+
