@@ -1,0 +1,1 @@
+"""Waxlake's tests; what each folder holds is in CONTRIBUTING.md."""

@@ -1,0 +1,1 @@
+"""Laws that every source and every sink obeys."""

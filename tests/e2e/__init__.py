@@ -1,0 +1,1 @@
+"""As a user would: commands, exit codes, tables."""

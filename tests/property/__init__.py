@@ -1,0 +1,1 @@
+"""Hypothesis: replay, split and merge of batches; order of positions."""

@@ -1,0 +1,1 @@
+"""Checks times restart scenarios; real processes are killed."""
