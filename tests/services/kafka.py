@@ -164,6 +164,9 @@ class ApacheKafka:
             "transaction.state.log.num.partitions": "1",
             "group.initial.rebalance.delay.ms": "0",
             "message.max.bytes": str(16 << 20),
+            # A restarted node waits until its former self is given up: 9 s by default.
+            "broker.heartbeat.interval.ms": "500",
+            "broker.session.timeout.ms": "3000",
             "log.initial.task.delay.ms": "500",
             "log.retention.check.interval.ms": "1000",
             "log.segment.delete.delay.ms": "500",
