@@ -61,7 +61,10 @@ def tansu() -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture(scope="session")
 def apache_kafka() -> Iterator[kafka.KafkaCluster]:
-    """Apache Kafka: `WAXLAKE_KAFKA_BOOTSTRAP`, else one node started here. Shared: a test that stops it starts it again."""
+    """Apache Kafka: `WAXLAKE_KAFKA_BOOTSTRAP`, else one node started here.
+
+    Shared by all tests: one that stops it starts it again.
+    """
     if address := os.environ.get("WAXLAKE_KAFKA_BOOTSTRAP"):
         services.note_use("kafka", f"the cluster at {address} (WAXLAKE_KAFKA_BOOTSTRAP)")
         yield kafka.ExternalKafka(address)
@@ -131,7 +134,7 @@ def moto() -> Iterator[s3.MotoServer]:
 
 @pytest.fixture(scope="session")
 def s3_store(request: pytest.FixtureRequest) -> s3.ObjectStore:
-    """An object store: `WAXLAKE_S3_ENDPOINT`, else MinIO, else moto (unless MinIO is required). The summary says which."""
+    """An object store: `WAXLAKE_S3_ENDPOINT`, else MinIO, else moto (unless MinIO is required)."""
     if url := os.environ.get("WAXLAKE_S3_ENDPOINT"):
         store: s3.ObjectStore = s3.ExternalS3(url)
     else:

@@ -1,7 +1,7 @@
 """Real services for tests: taken from the environment, else started here, each only when a test first asks for it.
 
-A service that can be neither reached nor started skips the test; where `WAXLAKE_REQUIRE` (names, comma between) lists it,
-it fails the test instead. `python -m tests.services prepare` makes ready what can be started on this machine.
+A service that can be neither reached nor started skips the test; where `WAXLAKE_REQUIRE` (names, comma between) lists
+it, it fails the test instead. `python -m tests.services prepare` makes ready what can be started on this machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def required() -> frozenset[str]:
     """
     names = frozenset(filter(None, (name.strip() for name in os.environ.get("WAXLAKE_REQUIRE", "").split(","))))
     if unknown := sorted(names - set(REQUIRABLE)):
-        raise pytest.UsageError(f"WAXLAKE_REQUIRE: found {', '.join(unknown)}, expected some of {', '.join(REQUIRABLE)}")
+        raise pytest.UsageError(
+            f"WAXLAKE_REQUIRE: found {', '.join(unknown)}, expected some of {', '.join(REQUIRABLE)}"
+        )
     return names
 
 

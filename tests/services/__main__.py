@@ -1,7 +1,7 @@
 """Makes services ready, and tells which are: `python -m tests.services prepare [kafka] [minio]`, `... available`.
 
-`prepare` fetches or builds what is not in the cache and exits 1 when something named cannot be had. `available` prints the
-services that can be started here, a comma between, as `WAXLAKE_REQUIRE` wants them.
+`prepare` fetches or builds what is not in the cache and exits 1 when something named cannot be had. `available` prints
+the services that can be started here, a comma between, as `WAXLAKE_REQUIRE` wants them.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class ExternalKafka:
 class ApacheKafka:
     """One Apache Kafka node (KRaft: broker and controller), its data in a temporary folder that survives `restart`.
 
-    Old records are looked for every second, so that a topic with a small ``retention.ms`` and ``segment.bytes`` loses its
-    first offsets soon; `AdminClient.delete_records` does it at once.
+    Old records are looked for every second, so that a topic with a small ``retention.ms`` and ``segment.bytes`` loses
+    its first offsets soon; `AdminClient.delete_records` does it at once.
 
     Args:
         options: Server properties besides, or instead of, the ones set here.

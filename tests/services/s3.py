@@ -148,8 +148,8 @@ class MinIO(_LocalStore):
 class MotoServer(_LocalStore):
     """Moto's S3, in memory: buckets are gone after `restart`.
 
-    It answers ``If-None-Match: *`` as S3 does, but looks and writes in two steps: of two writers in the same instant both
-    may win. Good for one writer at a time and for a stale one; for races use MinIO.
+    It answers ``If-None-Match: *`` as S3 does, but looks and writes in two steps: of two writers in the same instant
+    both may win. Good for one writer at a time and for a stale one; for races use MinIO.
     """
 
     name = "moto"

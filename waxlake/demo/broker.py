@@ -1,6 +1,6 @@
 """A Kafka-compatible broker on this machine, in memory, in a process of its own.
 
-For the demo and for tests; it needs the `demo` extra, which ships the broker (Tansu) as a program inside a Python package.
+For the demo and for tests; it needs the `demo` extra, which ships the broker (Tansu) inside a Python package.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _STARTS = 3
 class EmbeddedBroker:
     """A broker that lives as long as the ``with`` block, at most as long as this process.
 
-    Topics and records are in memory: gone after `stop` and after `restart`, which therefore gets a new cluster id, so that
-    nobody takes the new topics for the old ones.
+    Topics and records are in memory: gone after `stop` and after `restart`, which therefore gets a new cluster id, so
+    that nobody takes the new topics for the old ones.
 
     Args:
         log_path: Where the broker's output goes; a temporary file by default, deleted on `stop`.
         start_timeout_s: Seconds that it has to answer in, for each of three starts.
 
     Raises:
-        TerminalError: The broker is not installed (``DEMO_BROKER_MISSING``) or does not start (``DEMO_BROKER_FAILED``); the
-            text holds the end of its log. Not retryable. Raised by `start` and on entering the block.
+        TerminalError: The broker is not installed (``DEMO_BROKER_MISSING``) or does not start
+            (``DEMO_BROKER_FAILED``, with the end of its log). Not retryable. Raised by `start` and on entering the block.
     """
 
     def __init__(self, *, log_path: Path | None = None, start_timeout_s: float = 20) -> None:
@@ -140,7 +140,8 @@ def broker_answers(bootstrap_servers: str, security: dict[str, str] | None = Non
         socket.create_connection((host, int(port)), timeout=1).close()
     except OSError:
         return False
-    settings = {"bootstrap.servers": bootstrap_servers, "log_level": 0, **(security or {})}
+    settings: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
+    settings.update(security or {})
     with contextlib.suppress(KafkaException):
         return bool(AdminClient(settings).list_topics(timeout=2).brokers)
     return False

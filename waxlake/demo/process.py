@@ -21,8 +21,8 @@ __all__ = ["ChildFailed", "ChildProcess", "free_port"]
 
 _PROBE_INTERVAL_S = 0.05
 
-# Not a `preexec_fn`: that runs Python between fork and exec, which can deadlock in a process with threads. The parent may
-# have died before the kernel was asked, hence the comparison. PR_SET_PDEATHSIG is 1; see prctl(2).
+# Not a `preexec_fn`: that runs Python between fork and exec, which can deadlock in a process with threads. The parent
+# may have died before the kernel was asked, hence the comparison. PR_SET_PDEATHSIG is 1; see prctl(2).
 _LAUNCHER = """
 import os, signal, sys
 parent = int(sys.argv[1])
