@@ -36,7 +36,7 @@ class EmbeddedBroker:
 
     Raises:
         TerminalError: The broker is not installed (``DEMO_BROKER_MISSING``) or does not start
-            (``DEMO_BROKER_FAILED``, with the end of its log). Not retryable. Raised by `start` and on entering the block.
+            (``DEMO_BROKER_FAILED``, with the end of its log). Not retryable. From `start` and on entering the block.
     """
 
     def __init__(self, *, log_path: Path | None = None, start_timeout_s: float = 20) -> None:
