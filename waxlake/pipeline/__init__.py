@@ -1,0 +1,1 @@
+"""Declare, check, plan and run pipelines; what they did is in the event log."""

@@ -1,0 +1,303 @@
+"""The spec, `waxlake.yml`: found, read, checked. Everything that runs or inspects a pipeline starts from one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from waxlake.pipeline.guard import guard_packages
+from waxlake.pipeline.libraries import matching_files
+from waxlake.pipeline.spec_file import find_spec_file, read_spec_file
+from waxlake.stream.delta_table import TableLocation, is_remote
+from waxlake.stream.errors import UsageError
+from waxlake.stream.settings import Settings, StorageOptions, nearest, redact
+
+__all__ = ["Glob", "Library", "Spec", "load_spec"]
+
+_SCHEMES = ("abfs", "abfss", "adl", "az", "azure", "file", "gs", "s3", "s3a")
+_NAME = re.compile(r"[A-Za-z0-9_]{1,128}")
+_CONFIGURATION_KEY = re.compile(r"[A-Za-z0-9_.-]+")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
+_UNITS_S = {
+    **dict.fromkeys(("ms", "millisecond", "milliseconds"), 0.001),
+    **dict.fromkeys(("", "s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hour", "hours"), 3600.0),
+}
+
+
+def _duration(value: Any) -> Any:
+    """Return seconds, given as text with a unit or as a number of them."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return value
+    match = _DURATION.fullmatch(str(value).strip().lower())
+    if match is None or match[2] not in _UNITS_S:
+        raise ValueError("not a duration")
+    span_s = float(match[1]) * _UNITS_S[match[2]]
+    if span_s < 0.001:
+        raise ValueError("too short")
+    return span_s
+
+
+def _storage_options(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if not all(isinstance(item, str) for item in value.values()):
+        raise ValueError("an option that is a map, a list or nothing")
+    return StorageOptions(value)
+
+
+class Glob(Settings):
+    """Which definition files belong to the pipeline."""
+
+    include: str = Field(min_length=1, description="a file, a folder ending in /**, or a glob pattern")
+
+
+class Library(Settings):
+    """One entry of `libraries`."""
+
+    glob: Glob = Field(description="`glob: {include: flows/**}`")
+
+
+class Spec(Settings):
+    """A pipeline's spec. Frozen; its ``repr`` shows no secret.
+
+    ``trigger_interval`` is in seconds, whatever unit the file used: how often a run commits; None leaves it to the run.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, strict=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="text of letters, digits, '_', '-' and '.'")
+    storage: str = Field(min_length=1, description="a path such as ./lake, or a URI such as s3://bucket/prefix")
+    schema_name: str = Field(
+        default="default", alias="schema", pattern=r"^[A-Za-z0-9_]{1,128}$", description="letters, digits and '_'"
+    )
+    libraries: Annotated[tuple[Library, ...], Field(strict=False)] = Field(
+        default=(Library(glob=Glob(include="flows/**")),),
+        description="a list of entries such as `- glob: {include: flows/**}`",
+    )
+    configuration: dict[str, str] = Field(default_factory=dict, description="a map from name to text")
+    mode: Literal["triggered", "continuous"] = Field(default="triggered", description="triggered or continuous")
+    trigger_interval: Annotated[float | None, BeforeValidator(_duration)] = Field(
+        default=None,
+        description="a time of at least 1 ms, such as 500ms, 5 seconds or 1 minute",
+    )
+    storage_options: Annotated[StorageOptions, BeforeValidator(_storage_options)] = Field(
+        default_factory=StorageOptions, description="a map from option (as delta-rs names it) to text"
+    )
+    dialect: Literal["duckdb", "databricks"] = Field(default="duckdb", description="duckdb")
+    path: Path = Field(default=Path("waxlake.yml"), exclude=True, description="the file it was read from")
+
+    @field_validator("configuration")
+    @classmethod
+    def _check_configuration(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if not _CONFIGURATION_KEY.fullmatch(key):
+                raise ValueError(f"key {key!r} holds other signs than letters, digits, '_', '.' and '-'")
+        return value
+
+    def __repr__(self) -> str:
+        shown = {**self.model_dump(by_alias=True, exclude={"storage_options", "libraries"})}
+        shown["configuration"] = redact(self.configuration)
+        return f"Spec({redact(shown)}, storage_options={self.storage_options!r})"
+
+    __str__ = __repr__
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the spec file: relative paths in it start here."""
+        return self.path.absolute().parent
+
+    @property
+    def storage_uri(self) -> str:
+        """Where everything of the pipeline is stored: an absolute local path, or a URI without a slash at the end."""
+        return self.resolve(self.storage).rstrip("/")
+
+    def resolve(self, path: str) -> str:
+        """Return a path or URI as the spec means it: a relative path starts at the spec's folder, a URI stays."""
+        if is_remote(path):
+            return path
+        return os.path.normpath(self.folder / Path(path.removeprefix("file://")).expanduser())
+
+    def table_location(self, name: str) -> TableLocation:
+        """Return where a table lies: ``<storage>/tables/<schema>/<name>``.
+
+        Args:
+            name: ``table`` or ``schema.table``, of letters, digits and underscores.
+
+        Raises:
+            UsageError: The name has other signs. Not retryable.
+        """
+        parts = name.split(".")
+        if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts):
+            raise UsageError(
+                "a table cannot have this name",
+                code="NAME_INVALID",
+                found=repr(name),
+                expected="'table' or 'schema.table', of letters, digits and underscores, at most 128 each",
+            )
+        schema = parts[0] if len(parts) == 2 else self.schema_name
+        return self._location(f"tables/{schema}/{parts[-1]}", name)
+
+    def events_location(self) -> TableLocation:
+        """Return where the event log lies."""
+        return self._location("events", "events")
+
+    def ledger_location(self, key: str) -> TableLocation:
+        """Return where the ledger of a file source lies. A key that is no plain name is replaced by a hash of it."""
+        plain = key if _NAME.fullmatch(key) else hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self._location(f"ledgers/{plain}", f"ledger {key}")
+
+    def _location(self, place: str, name: str) -> TableLocation:
+        return TableLocation(f"{self.storage_uri}/{place}", self.storage_options, name)
+
+    def definition_files(self) -> tuple[Path, ...]:
+        """Return the definition files that ``libraries`` names, absolute, sorted, each once.
+
+        A deployment file (``main.py`` that defines ``flow``), ``__init__.py`` and caches are left out.
+
+        Raises:
+            UsageError: A pattern matches nothing, or a kind of file that is not available. Not retryable.
+        """
+        files: set[Path] = set()
+        for pattern in [library.glob.include for library in self.libraries] or [""]:
+            matched = list(matching_files(self.folder, pattern)) if pattern else []
+            if not matched:
+                raise UsageError(
+                    f"{self.path}: no definition file matches {pattern!r}",
+                    code="SPEC_NO_DEFINITIONS",
+                    expected=f"at least one .py file with definitions, under {self.folder}",
+                    remedy="Correct `libraries`, or add a file",
+                )
+            files.update(matched)
+        return tuple(sorted(files))
+
+
+def load_spec(
+    path: str | Path | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    params: Mapping[str, str] | None = None,
+) -> Spec:
+    """Find, read and check a spec.
+
+    Args:
+        path: Spec file or its folder. None: ``WAXLAKE_SPEC``, else ``waxlake.yml`` or ``waxlake.yaml`` in the working
+            directory, else in the nearest parent that has one.
+        environ: Where ``WAXLAKE_SPEC`` and ``${env:NAME}`` are looked up.
+        params: Values that take precedence over ``configuration``.
+
+    Raises:
+        UsageError: No spec, two of them, a syntax error, an unknown key, a wrong value. Not retryable; exit code 2.
+    """
+    guard_packages()
+    file = find_spec_file(path, environ)
+    values = read_spec_file(file, environ)
+    _refuse_unknown_keys(file, values)
+    if params:
+        configuration = values.get("configuration") or {}
+        values["configuration"] = {**configuration, **params} if isinstance(configuration, dict) else configuration
+    try:
+        spec = Spec(**{key: value for key, value in values.items() if value is not None}, path=file)
+    except ValidationError as exc:
+        raise _invalid(file, values, exc) from None
+    _check_storage(spec)
+    if spec.dialect != "duckdb":
+        raise UsageError(
+            f"{file}: key 'dialect': {spec.dialect!r} is not available yet", code="NOT_AVAILABLE", expected="duckdb"
+        )
+    return spec
+
+
+_KEYS = tuple(sorted((field.alias or name) for name, field in Spec.model_fields.items() if name != "path"))
+
+
+def _refuse_unknown_keys(file: Path, values: Mapping[Any, Any]) -> None:
+    for key, place, valid in _keys(values):
+        if key not in valid:
+            raise UsageError(
+                f"{file}: unknown key {f'{place}{key}'!r}", code="SPEC_UNKNOWN_KEY", remedy=nearest(str(key), valid)
+            )
+
+
+def _keys(values: Mapping[Any, Any]) -> Iterator[tuple[Any, str, tuple[str, ...]]]:
+    """Yield each key that has a fixed set of valid ones: (key, place before it, valid keys)."""
+    for key in values:
+        yield key, "", _KEYS
+    libraries = values.get("libraries")
+    for index, library in enumerate(libraries if isinstance(libraries, list) else []):
+        if not isinstance(library, dict):
+            continue
+        for key in library:
+            yield key, f"libraries.{index}.", ("glob",)
+        glob = library.get("glob")
+        for key in glob if isinstance(glob, dict) else []:
+            yield key, f"libraries.{index}.glob.", ("include",)
+
+
+def _invalid(file: Path, values: Mapping[str, Any], exc: ValidationError) -> UsageError:
+    """Say what is wrong with the first wrong value, without showing a value that may be a secret."""
+    error = exc.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        valid = f"keys {', '.join(sorted(map(str, values))) or '(none)'}"
+        return UsageError(
+            f"{file}: key {place!r} is missing",
+            code="SPEC_INVALID",
+            found=valid,
+            expected=_expected(error["loc"]),
+        )
+    if error["type"] == "value_error" and error["loc"][0] == "configuration":
+        return UsageError(f"{file}: configuration: {error['ctx']['error']}", code="SPEC_INVALID")
+    return UsageError(
+        f"{file}: key {place!r}",
+        code="SPEC_INVALID",
+        found=_kind(error["input"], place),
+        expected=_expected(error["loc"]),
+    )
+
+
+def _expected(loc: tuple[int | str, ...]) -> str:
+    words = [part for part in loc if isinstance(part, str)]
+    if len(words) > 1 and words[0] in ("configuration", "storage_options"):
+        return "one plain value"
+    if words[-1] == "include":
+        return str(Glob.model_fields["include"].description)
+    if words[-1] == "glob" or (words[0] == "libraries" and len(loc) > 1):
+        return str(Library.model_fields["glob"].description)
+    fields = {(field.alias or name): field for name, field in Spec.model_fields.items()}
+    return str(fields[words[0]].description)
+
+
+def _kind(value: Any, place: str) -> str:
+    if isinstance(value, bool):
+        return f"{str(value).lower()}, which YAML reads as yes or no"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, dict):
+        return "a map" if place != "storage_options" else "a map with an entry that is no text"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return repr(value) if place in ("mode", "trigger_interval", "dialect", "schema", "name") else "text"
+    return f"a {type(value).__name__}"
+
+
+def _check_storage(spec: Spec) -> None:
+    scheme, separator, _ = spec.storage.partition("://")
+    if separator and scheme not in _SCHEMES:
+        raise UsageError(
+            f"{spec.path}: key 'storage'",
+            code="SPEC_INVALID",
+            found=f"scheme {scheme!r}",
+            expected=f"a path, or a URI that begins with one of {', '.join(f'{s}://' for s in _SCHEMES)}",
+            remedy=nearest(scheme, _SCHEMES),
+        )
