@@ -192,7 +192,8 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
             self._moved_since_s = self._moved_since_s or now_s
         self._tally.add(batch, flow)
         if self._target.replaces:
-            self._replacement = batch.table
+            if batch.end > batch.start:
+                self._replacement = batch.table
         elif batch.table.num_rows:
             self._rows.append(self._fitted(committer, batch.table))
         if batch.rejected is not None and batch.rejected.num_rows:

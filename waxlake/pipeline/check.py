@@ -1,0 +1,371 @@
+"""Check a graph without reading data: every query is compiled against tables without rows, upstream first.
+
+That finds unknown columns, wrong types and misuse, and yields the columns of every dataset. ``waxlake dry-run`` is this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import duckdb
+import pyarrow as pa
+
+from waxlake.pipeline.definitions import FilesRead, KafkaRead, Query, Read, SqlQuery, Step, TableRead
+from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name, resolve_path
+from waxlake.pipeline.stream import Branch
+from waxlake.pipeline.tables import EmptyTables
+from waxlake.pipeline.transform import (
+    FAILED_RULES,
+    Outcome,
+    StaticTables,
+    Transform,
+    connect,
+    mentioned,
+    quote_name,
+    run_query,
+    static_alias,
+    with_static_aliases,
+)
+from waxlake.stream.delta_table import TableLocation, arrow_schema
+from waxlake.stream.errors import DefinitionError
+from waxlake.stream.schema import compare_schemas, delta_schema
+from waxlake.stream.source import Connector
+
+__all__ = ["BatchQuery", "CheckedFlow", "CheckedGraph", "check_graph", "quarantine_schema"]
+
+QUARANTINE_COLUMNS = (
+    pa.field(FAILED_RULES, pa.list_(pa.string())),
+    pa.field("_quarantined_at", pa.timestamp("us", "UTC")),
+    pa.field("_source", pa.string()),
+    pa.field("_source_partition", pa.string()),
+    pa.field("_batch_start", pa.int64()),
+    pa.field("_batch_end", pa.int64()),
+)
+
+
+def quarantine_schema(table: pa.Schema) -> pa.Schema:
+    """Return the columns of a quarantine table: those of its table, and why and whence a row came."""
+    own = {f.name for f in QUARANTINE_COLUMNS}
+    return pa.schema([*(f.with_nullable(True) for f in table if f.name not in own), *QUARANTINE_COLUMNS])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedFlow:
+    """One read of one flow, compiled.
+
+    Attributes:
+        flow: The flow.
+        read: What it reads; equal reads may share one reader.
+        connector: The source.
+        transform: What is done to its rows.
+        columns: Source columns it uses.
+        gates: Datasets that must be up to date before a triggered run reads it.
+    """
+
+    flow: Flow
+    read: Read
+    connector: Connector
+    transform: Transform
+    columns: frozenset[str]
+    gates: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class BatchQuery:
+    """The query of a materialized or temporary view, compiled; ``transform`` holds the rules of the view."""
+
+    flow: Flow
+    branches: list[tuple[Branch, Transform]] = field(default_factory=list)
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the query does."""
+        text = repr([(b.read, [s for s in b.steps]) for b, _ in self.branches])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def run(self, tables: StaticTables) -> pa.Table:
+        """Return the rows of the query over the inputs as ``tables`` finds them."""
+        outcomes = [transform.apply(_base_rows(branch.read, tables, self.flow), tables) for branch, transform in self.branches]
+        return _gathered(outcomes, self.schema)
+
+
+def _gathered(outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([outcome.table for outcome in outcomes]) if outcomes else schema.empty_table()
+
+
+def _base_rows(read: Read, tables: StaticTables, flow: Flow) -> pa.Table:
+    """Return the rows a batch query starts from."""
+    connection = connect(threads=2)
+    try:
+        if isinstance(read, TableRead):
+            connection.register(static_alias(read.name), tables(read.name))
+            return run_query(connection, f"SELECT * FROM {quote_name(static_alias(read.name))}")
+        assert isinstance(read, SqlQuery)
+        for name in flow.statics:
+            connection.register(static_alias(name), tables(name))
+        return run_query(connection, with_static_aliases(read.text, flow.statics))
+    except duckdb.Error as exc:
+        raise DefinitionError(f"'{flow.target}': {exc}", where=read.where, code="SQL_INVALID") from exc
+    finally:
+        connection.close()
+
+
+@dataclass(slots=True)
+class CheckedGraph:
+    """A graph whose queries compile.
+
+    Attributes:
+        graph: The graph.
+        schemas: Dataset name to its columns.
+        flows: Streaming flows, one entry a read.
+        queries: View name to its query.
+    """
+
+    graph: Graph
+    schemas: dict[str, pa.Schema] = field(default_factory=dict)
+    flows: list[CheckedFlow] = field(default_factory=list)
+    queries: dict[str, BatchQuery] = field(default_factory=dict)
+
+    def external(self, name: str) -> TableLocation:
+        """Return the location of a table named by URI or path."""
+        spec = self.graph.spec
+        return TableLocation(resolve_path(spec, name), spec.storage_options, name)
+
+    def schema_of(self, name: str) -> pa.Schema:
+        """Return the columns of a dataset or of a table named by URI."""
+        if name not in self.schemas:
+            self.schemas[name] = arrow_schema(self.external(name).open(without_files=True))
+        return self.schemas[name]
+
+    def connector(self, read: Read) -> Connector:
+        """Return the connector of a read."""
+        spec = self.graph.spec
+        if isinstance(read, KafkaRead):
+            from connectors.kafka import KafkaConnector
+
+            return KafkaConnector(read.settings)
+        if isinstance(read, FilesRead):
+            from connectors.files import FilesConnector
+
+            settings = read.settings.model_copy(update={"path": resolve_path(spec, read.settings.path)})
+            key = hashlib.sha256(repr((read.settings.path, settings.format, settings.path_glob_filter)).encode()).hexdigest()
+            return FilesConnector(settings, ledger=spec.ledger_location(key[:16]))
+        assert isinstance(read, TableRead)
+        from connectors.delta import DeltaConnector
+
+        dataset = self.graph.datasets.get(read.name)
+        if dataset is None:
+            return DeltaConnector(self.external(read.name))
+        assert dataset.location is not None
+        return DeltaConnector(dataset.location, self.schema_of(read.name))
+
+
+def check_graph(graph: Graph) -> CheckedGraph:
+    """Compile every query of a graph, upstream first.
+
+    Raises:
+        DefinitionError: An unknown column, a type error, flows of one table that do not fit together; names file and line.
+            Not retryable.
+        SchemaError: A column of a type that Delta cannot hold. Not retryable.
+    """
+    checked = CheckedGraph(graph)
+    for name in graph.order:
+        dataset = graph.datasets[name]
+        if dataset.kind == "quarantine":
+            checked.schemas[name] = quarantine_schema(checked.schemas[dataset.definition.name])
+        elif dataset.kind == "table":
+            _check_table(checked, dataset)
+        elif _is_streaming_view(dataset):
+            _check_streaming_view(checked, dataset)
+        else:
+            _check_view(checked, dataset)
+        _check_stored(checked, dataset)
+    return checked
+
+
+def _is_streaming_view(dataset: Dataset) -> bool:
+    return any(flow.inputs for flow in dataset.flows)
+
+
+def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
+    compiled = [
+        _compiled_branch(checked, dataset, flow, branch) for flow in dataset.flows for branch in flow.branches
+    ]
+    schema = dataset.definition.schema
+    schema = delta_schema(schema) if schema is not None else _merged(dataset, compiled)
+    for part in compiled:
+        part.transform.output = schema
+    _check_partition_columns(dataset, schema)
+    checked.schemas[dataset.name] = schema
+    checked.flows += compiled
+
+
+def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch: Branch) -> CheckedFlow:
+    connector = checked.connector(branch.read)
+    empty = connector.empty()
+    rules = [rule.sql for rule in dataset.expectations]
+    used = mentioned(branch.steps, connector.metadata_columns) | {
+        name for name in connector.metadata_columns if any(name in rule for rule in rules)
+    }
+    visible = [name for name in empty.column_names if name not in connector.metadata_columns or name in used]
+    statics = _statics(branch.steps, flow)
+    transform = Transform(
+        flow=flow.name,
+        dataset=dataset.name,
+        steps=branch.steps,
+        expectations=dataset.expectations,
+        source=empty.select(visible),
+        hidden=tuple(name for name in visible if name in connector.metadata_columns),
+        statics=statics,
+        tables=EmptyTables(checked),
+        schema=delta_schema(dataset.definition.schema) if dataset.definition.schema is not None else None,
+    )
+    transform.compile()
+    upstream = [branch.read.name] if isinstance(branch.read, TableRead) else []
+    gates = tuple(name for name in dict.fromkeys([*upstream, *statics]) if name in checked.graph.datasets)
+    return CheckedFlow(
+        flow=flow, read=branch.read, connector=connector, transform=transform, columns=frozenset(visible), gates=gates
+    )
+
+
+def _statics(steps: Sequence[Step], flow: Flow) -> tuple[str, ...]:
+    texts = [step.text for step in steps if isinstance(step, Query)]
+    return tuple(name for name in flow.statics if any(name.rpartition(".")[2] in text for text in texts))
+
+
+def _merged(dataset: Dataset, compiled: Sequence[CheckedFlow]) -> pa.Schema:
+    """Return the columns of all flows together; a column of two types is an error."""
+    fields: dict[str, pa.Field] = {}
+    for part in compiled:
+        for item in part.transform.output:
+            known = fields.setdefault(item.name, item)
+            if known.type != item.type:
+                raise DefinitionError(
+                    f"the flows of table '{dataset.name}' do not agree on column '{item.name}'",
+                    where=part.flow.where,
+                    code="SCHEMA_MISMATCH",
+                    found=f"{item.type} from {read_name(part.read)}",
+                    expected=str(known.type),
+                    remedy="Cast it to one type, or declare schema=",
+                )
+    several = len(compiled) > 1
+    return pa.schema([f.with_nullable(True) if several else f for f in fields.values()])
+
+
+def _check_partition_columns(dataset: Dataset, schema: pa.Schema) -> None:
+    for name in dataset.definition.partition_by:
+        if name not in schema.names:
+            raise DefinitionError(
+                f"table '{dataset.name}' is partitioned by an unknown column '{name}'",
+                where=dataset.where,
+                code="UNKNOWN_COLUMN",
+                expected=", ".join(schema.names),
+            )
+
+
+def _check_streaming_view(checked: CheckedGraph, dataset: Dataset) -> None:
+    """A temporary view over a stream is inlined where it is read; here it is only checked."""
+    compiled = [
+        _compiled_branch(checked, dataset, flow, branch) for flow in dataset.flows for branch in flow.branches
+    ]
+    checked.schemas[dataset.name] = _merged(dataset, compiled)
+
+
+def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
+    flow = dataset.flows[0]
+    query = BatchQuery(flow)
+    empty = EmptyTables(checked)
+    declared = dataset.definition.schema
+    for branch in flow.branches:
+        transform = Transform(
+            flow=flow.name,
+            dataset=dataset.name,
+            steps=branch.steps,
+            expectations=dataset.expectations if dataset.kind == "temporary_view" else (),
+            source=_base_rows(branch.read, empty, flow),
+            hidden=(),
+            statics=_statics(branch.steps, flow),
+            tables=empty,
+            schema=delta_schema(declared) if declared is not None else None,
+        )
+        transform.compile()
+        query.branches.append((branch, transform))
+    query.schema = query.branches[0][1].output
+    for branch, transform in query.branches[1:]:
+        if not transform.output.equals(query.schema):
+            raise DefinitionError(
+                f"the parts of view '{dataset.name}' do not have the same columns",
+                where=branch.read.where,
+                code="UNION_MISMATCH",
+                found=", ".join(f"{f.name} {f.type}" for f in transform.output),
+                expected=", ".join(f"{f.name} {f.type}" for f in query.schema),
+            )
+    checked.queries[dataset.name] = query
+    checked.schemas[dataset.name] = query.schema
+    if dataset.kind == "materialized_view":
+        checked.flows.append(_view_flow(checked, dataset, query))
+        _check_partition_columns(dataset, query.schema)
+
+
+def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> CheckedFlow:
+    from waxlake.pipeline.view import ViewConnector
+
+    flow = dataset.flows[0]
+    assert dataset.location is not None
+    transform = Transform(
+        flow=flow.name,
+        dataset=dataset.name,
+        steps=(),
+        expectations=dataset.expectations,
+        source=query.schema.empty_table(),
+        hidden=(),
+        statics=(),
+        tables=EmptyTables(checked),
+        schema=query.schema,
+    )
+    transform.compile()
+    gates = tuple(name for name in _stored_inputs(checked, flow) if name in checked.graph.datasets)
+    return CheckedFlow(
+        flow=flow,
+        read=TableRead(name=f"view:{dataset.name}"),
+        connector=ViewConnector(checked, dataset.name, _stored_inputs(checked, flow)),
+        transform=transform,
+        columns=frozenset(query.schema.names),
+        gates=gates,
+    )
+
+
+def _stored_inputs(checked: CheckedGraph, flow: Flow) -> tuple[str, ...]:
+    """Return the stored tables a view depends on, temporary views looked through."""
+    found: list[str] = []
+    for name in flow.statics:
+        dataset = checked.graph.datasets.get(name)
+        if dataset is not None and dataset.kind == "temporary_view":
+            found += _stored_inputs(checked, dataset.flows[0])
+        else:
+            found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
+def _check_stored(checked: CheckedGraph, dataset: Dataset) -> None:
+    """Compare with the table that exists: an append cannot change a column's type."""
+    if dataset.location is None or dataset.kind == "materialized_view" or not dataset.location.exists():
+        return
+    stored = arrow_schema(dataset.location.open(without_files=True))
+    change = compare_schemas(stored, checked.schemas[dataset.name])
+    if change.changed:
+        name, before, after = change.changed[0]
+        raise DefinitionError(
+            f"column '{name}' of table '{dataset.name}' changed its type",
+            where=dataset.where,
+            code="SCHEMA_CHANGED",
+            found=str(after),
+            expected=f"{before}, as stored",
+            remedy="Cast it to the stored type, or give the new column another name",
+        )
+
+
+

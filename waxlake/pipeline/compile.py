@@ -1,0 +1,172 @@
+"""From a plan to a Bytewax dataflow: one input a shared read, one step a flow, one output a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import bytewax.operators as op
+import pyarrow as pa
+from bytewax.connectors.stdio import StdOutSink
+from bytewax.dataflow import Dataflow
+from bytewax.operators import Stream as DataflowStream
+from bytewax.testing import TestingSource
+
+from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
+from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
+from waxlake.pipeline.plan import RunPlan, SourceGroup
+from waxlake.pipeline.state import RunState
+from waxlake.pipeline.transform import StaticTables
+from waxlake.stream.batch import MicroBatch
+from waxlake.stream.budget import ByteBudget
+from waxlake.stream.clock import utc_now
+from waxlake.stream.errors import WaxlakeError
+from waxlake.stream.source import PartitionedSource, ReadControl
+
+__all__ = ["build_dataflow", "step_id"]
+
+
+def step_id(text: str) -> str:
+    """Return a name that Bytewax takes as a flow or step id: no period in it."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", text)
+
+
+def build_dataflow(
+    checked: CheckedGraph,
+    groups: Sequence[SourceGroup],
+    plan: RunPlan,
+    state: RunState,
+    tables: StaticTables,
+    *,
+    workers: int,
+) -> Dataflow:
+    """Return the dataflow of one run.
+
+    Args:
+        checked: The pipeline.
+        groups: Its reads.
+        plan: What to read.
+        state: How the run is steered and watched.
+        tables: Static tables.
+        workers: Workers of the whole cluster; a source is split into as many groups of partitions at most.
+    """
+    dataflow = Dataflow(step_id(checked.graph.spec.name))
+    streams: dict[str, list[DataflowStream[tuple[str, MicroBatch]]]] = {}
+    for group in groups:
+        source_plan = plan.sources.get(group.key)
+        if source_plan is None:
+            continue
+        source = PartitionedSource(
+            connector=group.flows[0].connector,
+            plan=source_plan,
+            columns=group.columns,
+            group_count=workers,
+            control=_read_control(group, plan, state),
+        )
+        batches = op.input(group.key, dataflow, source)
+        for index, part in enumerate(group.flows):
+            step = _FlowStep(part, state, tables, has_quarantine=_quarantine(checked, part) is not None)
+            moved = op.flat_map(f"flow_{group.key}_{index}", batches, step)
+            streams.setdefault(part.flow.target, []).append(moved)
+    shared = {part.flow.target for group in groups if len(group.flows) > 1 for part in group.flows}
+    for target, parts in streams.items():
+        merged = op.merge(f"merge_{step_id(target)}", *parts) if len(parts) > 1 else parts[0]
+        op.output(f"write_{step_id(target)}", merged, _sink(checked, target, plan, state, is_shared=target in shared))
+    if not streams:  # Bytewax wants an input and an output, even where there is nothing to do
+        op.output("nothing", op.input("nothing_to_do", dataflow, TestingSource([])), StdOutSink())
+    return dataflow
+
+
+def _quarantine(checked: CheckedGraph, part: CheckedFlow) -> object:
+    return checked.graph.datasets[part.flow.target].quarantine
+
+
+def _read_control(group: SourceGroup, plan: RunPlan, state: RunState) -> ReadControl:
+    return ReadControl(
+        is_draining=state.is_draining,
+        gate=lambda: state.gate(group),
+        on_error=lambda error: state.fail_group(group, error),
+        on_retry=lambda error, wait_s: state.retrying(group, error, wait_s),
+        give_up_after_s=60.0 if plan.is_bounded else None,
+        fan_out=len(group.flows),
+    )
+
+
+def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *, is_shared: bool) -> DeltaSink:
+    dataset = checked.graph.datasets[target]
+    assert dataset.location is not None
+    interval_s = checked.graph.spec.trigger_interval
+    default_s = 10.0 if plan.is_bounded else 1.0
+    return DeltaSink(
+        target=DeltaTarget(
+            location=dataset.location,
+            partition_by=dataset.definition.partition_by,
+            replaces=dataset.kind == "materialized_view",
+            quarantine=dataset.quarantine,
+            shares_source=is_shared,
+        ),
+        flow=target,
+        flush=FlushPolicy(max_age_s=interval_s if interval_s is not None else default_s),
+        control=SinkControl(
+            run_id=plan.update_id,
+            on_commit=state.committed,
+            on_error=lambda error: state.fail(target, error),
+            source_names=plan.names,
+        ),
+    )
+
+
+@dataclass(slots=True)
+class _FlowStep:
+    """The step of one flow: rows in, rows of its table out; called for every micro-batch on the source's worker."""
+
+    part: CheckedFlow
+    state: RunState
+    tables: StaticTables
+    has_quarantine: bool
+
+    def __call__(self, batch: MicroBatch) -> Iterable[tuple[str, MicroBatch]]:
+        target = self.part.flow.target
+        if self.state.has_failed(target):
+            ByteBudget.give_back(batch.budget, batch.cost_bytes)
+            return []
+        try:
+            return [(target, self._made(batch))]
+        except WaxlakeError as error:
+            ByteBudget.give_back(batch.budget, batch.cost_bytes)
+            if not self.state.fail(target, error):
+                raise
+            return []
+
+    def _made(self, batch: MicroBatch) -> MicroBatch:
+        outcome = self.part.transform.apply(batch.table, self.tables)
+        rejected = outcome.rejected
+        if rejected is not None:
+            rejected = _with_provenance(rejected, batch, utc_now)
+        return batch.with_rows(
+            outcome.table,
+            flow=self.part.flow.name,
+            target=self.part.flow.target,
+            rejected=rejected,
+            rules=outcome.rules,
+            dropped=outcome.dropped,
+        )
+
+
+def _with_provenance(rejected: pa.Table, batch: MicroBatch, now: Callable[[], datetime]) -> pa.Table:
+    """Add why, when and whence to rejected rows."""
+    values = {
+        "_quarantined_at": now(),
+        "_source": batch.source,
+        "_source_partition": batch.partition,
+        "_batch_start": batch.start,
+        "_batch_end": batch.end,
+    }
+    rejected = rejected.drop_columns([name for name in values if name in rejected.column_names])
+    for item in QUARANTINE_COLUMNS:
+        if item.name in values:
+            column = pa.repeat(pa.scalar(values[item.name], item.type), rejected.num_rows)
+            rejected = rejected.append_column(item, column)
+    return rejected

@@ -1,0 +1,392 @@
+"""The decorators: they attach a definition to the user's function and return it unchanged.
+
+While a pipeline is being loaded, a registry listens; anywhere else a definitions file is just a Python module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, overload
+
+import pyarrow as pa
+
+from waxlake.pipeline.definitions import (
+    Action,
+    DatasetDefinition,
+    DatasetKind,
+    Expectation,
+    FlowDefinition,
+    calling_line,
+)
+from waxlake.pipeline.stream import as_schema
+from waxlake.stream.errors import DefinitionError, UsageError
+
+__all__ = [
+    "Registry",
+    "append_flow",
+    "conf",
+    "create_streaming_table",
+    "definition_of",
+    "expect",
+    "expect_all",
+    "expect_all_or_drop",
+    "expect_all_or_fail",
+    "expect_all_or_quarantine",
+    "expect_or_drop",
+    "expect_or_fail",
+    "expect_or_quarantine",
+    "materialized_view",
+    "registering",
+    "table",
+    "temporary_view",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_ATTRIBUTE = "__waxlake__"
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the decorators of one function said so far; expectations may come before or after the dataset."""
+
+    function: Callable[..., Any]
+    dataset: DatasetDefinition | None = None
+    expectations: list[Expectation] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Registry:
+    """Collects the definitions of one pipeline while its files are imported.
+
+    Attributes:
+        configuration: Values that ``conf`` returns.
+    """
+
+    configuration: Mapping[str, str] = field(default_factory=dict)
+    _drafts: list[_Draft] = field(default_factory=list)
+    _datasets: list[DatasetDefinition] = field(default_factory=list)
+    _flows: list[FlowDefinition] = field(default_factory=list)
+
+    def datasets(self) -> list[DatasetDefinition]:
+        """Return every dataset defined so far, with its expectations."""
+        return [*(_finished(d) for d in self._drafts if d.dataset is not None), *self._datasets]
+
+    def flows(self) -> list[FlowDefinition]:
+        """Return every extra flow defined so far."""
+        return list(self._flows)
+
+
+_registry: ContextVar[Registry | None] = ContextVar("waxlake_registry", default=None)
+
+
+@contextmanager
+def registering(registry: Registry) -> Iterator[Registry]:
+    """Let ``registry`` collect what is defined inside the block."""
+    token = _registry.set(registry)
+    try:
+        yield registry
+    finally:
+        _registry.reset(token)
+
+
+def definition_of(function: Callable[..., Any]) -> DatasetDefinition | None:
+    """Return the definition attached to a function, or None if it has none."""
+    draft = getattr(function, _ATTRIBUTE, None)
+    return _finished(draft) if draft is not None and draft.dataset is not None else None
+
+
+def _finished(draft: _Draft) -> DatasetDefinition:
+    assert draft.dataset is not None
+    return replace(draft.dataset, expectations=tuple(draft.expectations))
+
+
+def _draft_of(function: Callable[..., Any]) -> _Draft:
+    draft = getattr(function, _ATTRIBUTE, None)
+    if draft is None:
+        draft = _Draft(function)
+        setattr(function, _ATTRIBUTE, draft)
+    return draft
+
+
+def conf(key: str, default: str | None = None) -> str:
+    """Return a value of the spec's ``configuration``.
+
+    Args:
+        key: Name of the value.
+        default: Returned when the key is not set; None makes that an error.
+
+    Raises:
+        UsageError: The key is not set and has no default. Not retryable.
+    """
+    registry = _registry.get()
+    if registry is None:
+        from waxlake.pipeline.spec import load_spec
+
+        configuration: Mapping[str, str] = load_spec().configuration
+    else:
+        configuration = registry.configuration
+    if key in configuration:
+        return configuration[key]
+    if default is not None:
+        return default
+    raise UsageError(
+        f"{calling_line()}: configuration value {key!r} is not set",
+        code="CONFIGURATION_MISSING",
+        found=f"keys {', '.join(sorted(configuration)) or '(none)'}",
+        remedy=f"Set it under `configuration:` in the spec, or with --param {key}=…",
+    )
+
+
+@overload
+def table(name: F) -> F: ...
+@overload
+def table(
+    name: str | None = None,
+    *,
+    comment: str | None = None,
+    schema: str | pa.Schema | None = None,
+    partition_cols: Sequence[str] | None = None,
+    cluster_by: Sequence[str] | None = None,
+    table_properties: Mapping[str, str] | None = None,
+    path: str | None = None,
+) -> Callable[[F], F]: ...
+def table(name: Any = None, **options: Any) -> Any:
+    """Declare a streaming table: the function returns a Stream, each of its rows is appended exactly once.
+
+    Args:
+        name: Table name, ``table`` or ``schema.table``; None takes the function's.
+        comment: Table comment.
+        schema: Columns, as DDL or Arrow schema; None takes those of the query.
+        partition_cols: Partition columns.
+        cluster_by: Columns to cluster by; not available yet.
+        table_properties: Delta table properties.
+        path: Place of the table if not the usual one.
+    """
+    return _dataset("table", name, options)
+
+
+@overload
+def materialized_view(name: F) -> F: ...
+@overload
+def materialized_view(
+    name: str | None = None,
+    *,
+    comment: str | None = None,
+    schema: str | pa.Schema | None = None,
+    partition_cols: Sequence[str] | None = None,
+    cluster_by: Sequence[str] | None = None,
+    table_properties: Mapping[str, str] | None = None,
+    path: str | None = None,
+    refresh_policy: str = "auto",
+) -> Callable[[F], F]: ...
+def materialized_view(name: Any = None, **options: Any) -> Any:
+    """Declare a materialized view: the function returns a Batch, and the table always equals it.
+
+    It is recomputed in full when an input has changed. Arguments as for ``table``; ``refresh_policy`` is ``auto`` or
+    ``full``.
+    """
+    return _dataset("materialized_view", name, options)
+
+
+@overload
+def temporary_view(name: F) -> F: ...
+@overload
+def temporary_view(name: str | None = None, *, comment: str | None = None) -> Callable[[F], F]: ...
+def temporary_view(name: Any = None, **options: Any) -> Any:
+    """Declare a view that is not stored: whoever reads it runs its query."""
+    return _dataset("temporary_view", name, options)
+
+
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "table": ("comment", "schema", "partition_cols", "cluster_by", "table_properties", "path"),
+    "materialized_view": (
+        "comment",
+        "schema",
+        "partition_cols",
+        "cluster_by",
+        "table_properties",
+        "path",
+        "refresh_policy",
+    ),
+    "temporary_view": ("comment",),
+}
+
+
+def _dataset(kind: DatasetKind, name: Any, options: dict[str, Any]) -> Any:
+    if callable(name):
+        return _dataset(kind, None, options)(name)
+    line = calling_line()
+    _check_options(kind, options, line)
+
+    def decorate(function: F) -> F:
+        draft = _draft_of(function)
+        if draft.dataset is not None:
+            raise DefinitionError(
+                f"function {function.__name__!r} already defines {draft.dataset.name!r}",
+                where=line,
+                code="DUPLICATE_DECORATOR",
+            )
+        draft.dataset = _definition(kind, name or function.__name__, function, _function_line(function, line), options)
+        registry = _registry.get()
+        if registry is not None:
+            registry._drafts.append(draft)
+        return function
+
+    return decorate
+
+
+def _check_options(kind: str, options: Mapping[str, Any], line: str) -> None:
+    from waxlake.stream.settings import nearest
+
+    for key in options:
+        if key not in _OPTIONS[kind]:
+            raise DefinitionError(
+                f"unknown argument {key!r} of @{kind}", where=line, code="ARGUMENT_UNKNOWN", remedy=nearest(key, _OPTIONS[kind])
+            )
+    if options.get("cluster_by"):
+        raise DefinitionError("cluster_by is not available yet", where=line, code="NOT_AVAILABLE", remedy="Use partition_cols")
+    policy = options.get("refresh_policy", "auto")
+    if policy not in ("auto", "full"):
+        raise DefinitionError(
+            f"refresh_policy {policy!r} is not available", where=line, code="NOT_AVAILABLE", expected="'auto' or 'full'"
+        )
+
+
+def _definition(
+    kind: DatasetKind, name: str, function: Callable[[], Any] | None, where: str, options: Mapping[str, Any]
+) -> DatasetDefinition:
+    columns = options.get("partition_cols") or ()
+    return DatasetDefinition(
+        name=name,
+        kind=kind,
+        function=function,
+        where=where,
+        schema=as_schema(options.get("schema")),
+        partition_by=(columns,) if isinstance(columns, str) else tuple(columns),
+        comment=options.get("comment"),
+        properties=dict(options.get("table_properties") or {}),
+        path=options.get("path"),
+    )
+
+
+def _function_line(function: Callable[..., Any], fallback: str) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else fallback
+
+
+def create_streaming_table(
+    name: str,
+    *,
+    comment: str | None = None,
+    schema: str | pa.Schema | None = None,
+    partition_cols: Sequence[str] | None = None,
+    table_properties: Mapping[str, str] | None = None,
+    path: str | None = None,
+    expect_all: Mapping[str, str] | None = None,
+    expect_all_or_drop: Mapping[str, str] | None = None,
+    expect_all_or_fail: Mapping[str, str] | None = None,
+    expect_all_or_quarantine: Mapping[str, str] | None = None,
+) -> None:
+    """Declare a streaming table that ``append_flow`` functions feed. Arguments as for ``table``."""
+    line = calling_line()
+    groups: list[tuple[Action, Mapping[str, str] | None]] = [
+        ("warn", expect_all),
+        ("drop", expect_all_or_drop),
+        ("fail", expect_all_or_fail),
+        ("quarantine", expect_all_or_quarantine),
+    ]
+    rules = tuple(
+        Expectation(name=rule, sql=text, action=action, where=line)
+        for action, group in groups
+        for rule, text in (group or {}).items()
+    )
+    options = {
+        "comment": comment,
+        "schema": schema,
+        "partition_cols": partition_cols,
+        "table_properties": table_properties,
+        "path": path,
+    }
+    registry = _registry.get()
+    if registry is not None:
+        registry._datasets.append(replace(_definition("table", name, None, line, options), expectations=rules))
+
+
+def append_flow(*, target: str, name: str | None = None) -> Callable[[F], F]:
+    """Declare a flow that appends to a table another definition made; each flow keeps its own positions.
+
+    Args:
+        target: Table name.
+        name: Flow name, the identity of its positions; None takes the function's.
+    """
+
+    def decorate(function: F) -> F:
+        registry = _registry.get()
+        if registry is not None:
+            where = _function_line(function, calling_line())
+            registry._flows.append(
+                FlowDefinition(name=name or function.__name__, target=target, function=function, where=where)
+            )
+        return function
+
+    return decorate
+
+
+def _expect(rules: Mapping[str, str], action: Action) -> Callable[[F], F]:
+    line = calling_line()
+    for name, text in rules.items():
+        if not isinstance(name, str) or not isinstance(text, str) or not name or not text.strip():
+            raise DefinitionError(
+                "an expectation is a name and a SQL condition", where=line, code="ARGUMENT_INVALID", found=repr((name, text))
+            )
+
+    def decorate(function: F) -> F:
+        draft = _draft_of(function)
+        added = [Expectation(name=name, sql=text, action=action, where=line) for name, text in rules.items()]
+        draft.expectations[:0] = added  # decorators apply from the bottom up; users read from the top down
+        return function
+
+    return decorate
+
+
+def expect(name: str, sql: str) -> Callable[[F], F]:
+    """Count the rows that break a rule, and keep them."""
+    return _expect({name: sql}, "warn")
+
+
+def expect_or_drop(name: str, sql: str) -> Callable[[F], F]:
+    """Count the rows that break a rule, and leave them out."""
+    return _expect({name: sql}, "drop")
+
+
+def expect_or_fail(name: str, sql: str) -> Callable[[F], F]:
+    """Stop the flow at a row that breaks a rule; nothing of its batch is committed."""
+    return _expect({name: sql}, "fail")
+
+
+def expect_or_quarantine(name: str, sql: str) -> Callable[[F], F]:
+    """Send the rows that break a rule to ``<table>_quarantine``, with the names of the rules they broke."""
+    return _expect({name: sql}, "quarantine")
+
+
+def expect_all(rules: Mapping[str, str]) -> Callable[[F], F]:
+    """``expect`` for each rule of a mapping from name to SQL."""
+    return _expect(rules, "warn")
+
+
+def expect_all_or_drop(rules: Mapping[str, str]) -> Callable[[F], F]:
+    """``expect_or_drop`` for each rule of a mapping from name to SQL."""
+    return _expect(rules, "drop")
+
+
+def expect_all_or_fail(rules: Mapping[str, str]) -> Callable[[F], F]:
+    """``expect_or_fail`` for each rule of a mapping from name to SQL."""
+    return _expect(rules, "fail")
+
+
+def expect_all_or_quarantine(rules: Mapping[str, str]) -> Callable[[F], F]:
+    """``expect_or_quarantine`` for each rule of a mapping from name to SQL."""
+    return _expect(rules, "quarantine")

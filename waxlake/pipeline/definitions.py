@@ -1,0 +1,197 @@
+"""What a user declared, as plain frozen data that knows nothing of the engine. Each element remembers its file and line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+__all__ = [
+    "Action",
+    "DatasetDefinition",
+    "DatasetKind",
+    "Drop",
+    "Expectation",
+    "Expect",
+    "FilesRead",
+    "FlowDefinition",
+    "KafkaRead",
+    "MapBatches",
+    "Query",
+    "Read",
+    "Select",
+    "SqlQuery",
+    "Step",
+    "TableRead",
+    "Where",
+    "WithColumns",
+    "calling_line",
+]
+
+Action = Literal["warn", "drop", "fail", "quarantine"]
+DatasetKind = Literal["table", "materialized_view", "temporary_view"]
+_PACKAGE = str(Path(__file__).resolve().parent)
+
+
+def calling_line() -> str:
+    """Return ``file:line`` of the nearest caller outside this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """A named boolean SQL rule over a row; false and NULL both break it."""
+
+    name: str
+    sql: str
+    action: Action
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaRead:
+    """Read Kafka topics; equal settings share one consumer."""
+
+    settings: Any
+    where: str = field(compare=False, default="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesRead:
+    """Read new files under a path; equal settings share one reader and one ledger."""
+
+    settings: Any
+    where: str = field(compare=False, default="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRead:
+    """Read a dataset of this pipeline by name, or a Delta table by URI."""
+
+    name: str
+    where: str = field(compare=False, default="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqlQuery:
+    """A batch query over datasets of this pipeline."""
+
+    text: str
+    where: str = field(compare=False, default="")
+
+
+Read = KafkaRead | FilesRead | TableRead | SqlQuery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """``.sql``: a query over ``stream`` and static datasets."""
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """``.where``: keep the rows for which the condition is true."""
+
+    condition: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """``.select``: expressions, ``*`` allowed."""
+
+    expressions: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithColumns:
+    """``.with_columns``: add or replace columns."""
+
+    columns: tuple[tuple[str, str], ...]
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """``.drop``: leave columns out."""
+
+    names: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapBatches:
+    """``.map_batches``: a Python function from table to table."""
+
+    function: Callable[[pa.Table], pa.Table]
+    schema: pa.Schema | None
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """The expectations of a temporary view, at the place where it is read."""
+
+    dataset: str
+    expectations: tuple[Expectation, ...]
+    where: str
+
+
+Step = Query | Where | Select | WithColumns | Drop | MapBatches | Expect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowDefinition:
+    """A function whose stream feeds a table.
+
+    Attributes:
+        name: Flow name: the identity under which positions are stored.
+        target: Table it feeds.
+        function: Returns a Stream (or a Batch, for a materialized view).
+        where: ``file:line``.
+    """
+
+    name: str
+    target: str
+    function: Callable[[], Any]
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetDefinition:
+    """A table, materialized view or temporary view.
+
+    Attributes:
+        name: Name, ``table`` or ``schema.table``.
+        kind: What it is.
+        function: Its own query; None for a table that only other flows feed.
+        where: ``file:line``.
+        expectations: Its rules, in the order written.
+        schema: Declared columns, or None.
+        partition_by: Partition columns.
+        comment: Table comment.
+        properties: Delta table properties.
+        path: Place of the table if not the usual one.
+    """
+
+    name: str
+    kind: DatasetKind
+    function: Callable[[], Any] | None
+    where: str
+    expectations: tuple[Expectation, ...] = ()
+    schema: pa.Schema | None = None
+    partition_by: tuple[str, ...] = ()
+    comment: str | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
+    path: str | None = None

@@ -1,0 +1,292 @@
+"""From a checked graph to what one run does: tables made ready, positions read back, marks taken.
+
+A plan is plain data: the process that makes it can hand it to the other processes of a run.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from deltalake import DeltaTable
+
+from sinks.delta.protocol import finish_quarantine
+from waxlake.pipeline.check import CheckedFlow, CheckedGraph, quarantine_schema
+from waxlake.pipeline.definitions import TableRead
+from waxlake.pipeline.graph import Dataset
+from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
+from waxlake.stream.errors import SourceMoved
+from waxlake.stream.position import RowPosition, app_id, identity_app_id, identity_version
+from waxlake.stream.schema import compare_schemas
+from waxlake.stream.source import SourcePlan, SourceState, plan_partitions
+
+__all__ = ["Completion", "RunPlan", "SourceGroup", "make_plan", "prepare_tables", "source_groups"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceGroup:
+    """Flows that share one read.
+
+    Attributes:
+        key: Name of the read within the run; the same in every process.
+        flows: The flows; their reads and gates are equal.
+    """
+
+    key: str
+    flows: tuple[CheckedFlow, ...]
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Datasets that must be up to date before a triggered run reads."""
+        return self.flows[0].gates
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Source columns that any flow uses."""
+        return frozenset().union(*(part.columns for part in self.flows))
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it is the query of a materialized view."""
+        read = self.flows[0].read
+        return isinstance(read, TableRead) and read.name.startswith("view:")
+
+
+@dataclass(slots=True, kw_only=True)
+class RunPlan:
+    """What one run does.
+
+    Attributes:
+        update_id: Identity of the update.
+        is_bounded: Whether it ends at the marks (triggered).
+        sources: Group key to what to read; a group with nothing to do is missing.
+        names: Source identity to the name users know.
+        marks: Flow name to app id to (where it begins without a position, the mark).
+        skipped: Losses that are skipped on request, for the event log.
+    """
+
+    update_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    is_bounded: bool
+    sources: dict[str, SourcePlan] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    marks: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+
+def source_groups(checked: CheckedGraph) -> list[SourceGroup]:
+    """Return the reads of a pipeline; flows with an equal read and equal gates share one."""
+    grouped: list[list[CheckedFlow]] = []
+    for part in checked.flows:
+        for group in grouped:
+            if group[0].read == part.read and group[0].gates == part.gates:
+                group.append(part)
+                break
+        else:
+            grouped.append([part])
+    return [SourceGroup(key=f"read_{i:03d}", flows=tuple(group)) for i, group in enumerate(grouped)]
+
+
+def prepare_tables(checked: CheckedGraph) -> None:
+    """Create what is missing, add new columns, and finish what a crash left undone.
+
+    Raises:
+        TerminalError: The storage is not writable. Not retryable.
+    """
+    for name in checked.graph.order:
+        dataset = checked.graph.datasets[name]
+        if dataset.location is None or dataset.kind == "quarantine":
+            continue
+        handle = _prepared(dataset.location, checked, dataset)
+        if dataset.quarantine is not None:
+            _prepared(dataset.quarantine, checked, dataset, is_quarantine=True)
+            finish_quarantine(dataset.location, dataset.quarantine)
+        del handle
+
+
+def _prepared(
+    location: TableLocation, checked: CheckedGraph, dataset: Dataset, *, is_quarantine: bool = False
+) -> DeltaTable:
+    from deltalake import Schema
+
+    schema = checked.schemas[dataset.name]
+    if is_quarantine:
+        schema = quarantine_schema(schema)
+    if not location.exists():
+        definition = dataset.definition
+        return location.create(
+            schema,
+            partition_by=() if is_quarantine else definition.partition_by,
+            comment=f"Rows rejected by the rules of {dataset.name}" if is_quarantine else definition.comment,
+            properties=None if is_quarantine else definition.properties,
+        )
+    handle = location.open(without_files=True)
+    added = compare_schemas(arrow_schema(handle), schema).added
+    if added and dataset.kind != "materialized_view":
+        with delta_errors(f"add columns to table '{location.label}'"):
+            import pyarrow as pa
+
+            fields = Schema.from_arrow(pa.schema([f.with_nullable(True) for f in added])).fields
+            handle.alter.add_columns(list(fields))
+    return handle
+
+
+def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool) -> RunPlan:
+    """Look at every source and every target, and decide what to read.
+
+    Raises:
+        SourceMoved: A source no longer holds what a table needs next. Not retryable.
+        ExternalError: A source or a table cannot be reached.
+    """
+    plan = RunPlan(is_bounded=is_bounded)
+    states: dict[str, SourceState] = {}
+    for group in groups:
+        connector = group.flows[0].connector
+        state = states.get(connector.name) if not group.is_view else None
+        if state is None:
+            state = states[connector.name] = connector.inspect()
+        if state.name:
+            plan.names[state.identity] = state.name
+        stored = [_stored_positions(checked, part, state) for part in group.flows]
+        source = plan_partitions(state, stored, on_data_loss=connector.on_data_loss, is_bounded=is_bounded)
+        for part in group.flows:
+            if not _reads_dataset(checked, part) and not group.is_view:
+                plan.marks.setdefault(part.flow.name, {}).update(
+                    {
+                        app_id(part.flow.name, state.identity, p): (state.begin.get(p, held.low), held.high)
+                        for p, held in state.partitions.items()
+                    }
+                )
+        for partition, what in source.partitions.items():
+            if what.skipped:
+                plan.skipped.append(
+                    f"{state.name} partition {partition}: positions {what.skipped[0]} to {what.skipped[1]} are gone"
+                )
+        plan.sources[group.key] = source
+    if is_bounded:
+        _leave_out_finished(checked, groups, plan)
+    return plan
+
+
+def _leave_out_finished(checked: CheckedGraph, groups: Sequence[SourceGroup], plan: RunPlan) -> None:
+    completion = Completion(checked, plan)
+    for group in groups:
+        source = plan.sources[group.key]
+        if any(what.skipped for what in source.partitions.values()):
+            continue
+        has_positions = all(what.start > 0 or what.mark == 0 for what in source.partitions.values())
+        if has_positions and all(completion.is_complete(part.flow.target) for part in group.flows):
+            del plan.sources[group.key]
+
+
+def _reads_dataset(checked: CheckedGraph, part: CheckedFlow) -> bool:
+    return isinstance(part.read, TableRead) and part.read.name in checked.graph.datasets
+
+
+def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceState) -> Mapping[str, int]:
+    """Return the positions that a flow's table holds for a source; stop if the source is another one by now."""
+    location = checked.graph.datasets[part.flow.target].location
+    assert location is not None
+    handle = location.open(without_files=True)
+    known = handle.transaction_version(identity_app_id(part.flow.name, state.name)) if state.name else None
+    if known is not None and known != identity_version(state.identity):
+        if part.connector.on_data_loss == "skip":
+            return {}
+        raise SourceMoved(
+            f"flow '{part.flow.name}' cannot go on reading {state.name}",
+            code="SOURCE_RECREATED",
+            found=f"another source under that name: {state.identity}",
+            expected="the one that table was filled from",
+            remedy="It was deleted and created again (or the cluster changed). Full-refresh the table, give the flow a new "
+            "name to read it from its beginning, or set on_data_loss='skip'",
+        )
+    positions = {}
+    for partition in state.partitions:
+        stored = handle.transaction_version(app_id(part.flow.name, state.identity, partition))
+        if stored is not None:
+            positions[partition] = stored
+    return positions
+
+
+class Completion:
+    """Tells whether a dataset holds everything its sources held when the run began. The tables are the only evidence.
+
+    A table fed from outside is complete when its positions have reached the marks. A table fed by another table is
+    complete when it has read a version of that table that was complete. So every process of a run comes to the same
+    answer without talking to the others.
+    """
+
+    def __init__(self, checked: CheckedGraph, plan: RunPlan) -> None:
+        self._checked, self._plan = checked, plan
+        self._handles: dict[str, DeltaTable] = {}
+        self._complete_versions: set[tuple[str, int]] = set()
+
+    def is_complete(self, name: str) -> bool:
+        """Return whether the dataset is complete now."""
+        dataset = self._checked.graph.datasets[name]
+        if dataset.kind == "quarantine":
+            return self.is_complete(dataset.definition.name)
+        if dataset.location is None:
+            return all(self.is_complete(upstream) for upstream in self._checked.graph.upstream(name))
+        return self._is_complete_at(dataset, self._latest(dataset))
+
+    def _latest(self, dataset: Dataset) -> DeltaTable:
+        assert dataset.location is not None
+        handle = self._handles.get(dataset.name)
+        if handle is None:
+            handle = self._handles[dataset.name] = dataset.location.open(without_files=True)
+            return handle
+        with delta_errors(f"read table '{dataset.name}'"):
+            handle.update_incremental()
+        return handle
+
+    def _is_complete_at(self, dataset: Dataset, handle: DeltaTable) -> bool:
+        key = (dataset.name, handle.version())
+        if key in self._complete_versions:
+            return True
+        parts = [part for part in self._checked.flows if part.flow.target == dataset.name]
+        if not all(self._has_read_all(part, handle) for part in parts):
+            return False
+        self._complete_versions.add(key)
+        return True
+
+    def _has_read_all(self, part: CheckedFlow, handle: DeltaTable) -> bool:
+        if isinstance(part.read, TableRead) and part.read.name.startswith("view:"):
+            return self._is_view_fresh(part, handle)
+        if not _reads_dataset(self._checked, part):
+            return all(
+                _reached(handle.transaction_version(app), begin, mark)
+                for app, (begin, mark) in self._plan.marks.get(part.flow.name, {}).items()
+            )
+        assert isinstance(part.read, TableRead)
+        upstream = self._checked.graph.datasets[part.read.name]
+        source = f"delta:{self._latest(upstream).metadata().id}"
+        stored = handle.transaction_version(app_id(part.flow.name, source, "log"))
+        if stored is None:
+            return False
+        position = RowPosition.unpack(stored)
+        return position.minor == 0 and position.major > 0 and self._was_complete(upstream, position.major - 1)
+
+    def _was_complete(self, dataset: Dataset, version: int) -> bool:
+        latest = self._latest(dataset)
+        if dataset.kind == "quarantine":
+            return version >= latest.version() and self.is_complete(dataset.definition.name)
+        if version >= latest.version():
+            return self._is_complete_at(dataset, latest)
+        if (dataset.name, version) in self._complete_versions:
+            return True
+        assert dataset.location is not None
+        return self._is_complete_at(dataset, dataset.location.open(version=version, without_files=True))
+
+    def _is_view_fresh(self, part: CheckedFlow, handle: DeltaTable) -> bool:
+        if not all(self.is_complete(name) for name in part.gates):
+            return False
+        state = part.connector.inspect()
+        return all(
+            (handle.transaction_version(app_id(part.flow.name, state.identity, p)) or -1) >= held.high
+            for p, held in state.partitions.items()
+        )
+
+
+def _reached(stored: int | None, begin: int, mark: int) -> bool:
+    return stored >= mark if stored is not None else mark <= begin

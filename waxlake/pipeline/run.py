@@ -1,0 +1,359 @@
+"""Run one update: load, check, plan, compile, let Bytewax run it, and say how it ended."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from bytewax.dataflow import Dataflow
+
+from sinks.delta import CommitReceipt
+from waxlake.pipeline.check import CheckedGraph, check_graph
+from waxlake.pipeline.cluster import Cluster, run_processes
+from waxlake.pipeline.compile import build_dataflow
+from waxlake.pipeline.events import Event, EventLog, backfill_from_commits, make_event, progress_events
+from waxlake.pipeline.graph import load_graph
+from waxlake.pipeline.plan import Completion, RunPlan, make_plan, prepare_tables, source_groups
+from waxlake.pipeline.progress import Listener
+from waxlake.pipeline.spec import Spec
+from waxlake.pipeline.state import RunState
+from waxlake.pipeline.tables import LatestTables
+from waxlake.stream.errors import InternalError, UsageError, WaxlakeError
+
+__all__ = ["PreparedRun", "RunOptions", "UpdateResult", "draining_on_signals", "prepare_run", "run_update"]
+
+EPOCH_INTERVAL = timedelta(milliseconds=500)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How to run.
+
+    Attributes:
+        mode: ``triggered``, ``continuous``, or None for the spec's.
+        workers: Worker threads in each process.
+        processes: Processes on this machine.
+    """
+
+    mode: str | None = None
+    workers: int = 1
+    processes: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class UpdateResult:
+    """How an update ended.
+
+    Attributes:
+        update_id: Its identity.
+        state: ``COMPLETED`` or ``CANCELED`` (asked to stop).
+        tables: Table name to rows written.
+        duration_s: Seconds it took.
+    """
+
+    update_id: str
+    state: str
+    tables: dict[str, int] = field(default_factory=dict)
+    duration_s: float = 0.0
+
+
+class _Reporter:
+    """Hands events to the event log and to every listener."""
+
+    def __init__(self, spec: Spec, update_id: str, listeners: Sequence[Listener]) -> None:
+        self._spec, self._update_id, self._listeners = spec, update_id, listeners
+        self.rows: dict[str, int] = {}
+
+    def __call__(
+        self,
+        event_type: str,
+        message: str,
+        *,
+        level: str = "INFO",
+        dataset: str | None = None,
+        flow: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        error: WaxlakeError | None = None,
+    ) -> None:
+        shown = None if error is None else {"code": error.code, "message": str(error)}
+        self.send(
+            make_event(
+                event_type,
+                message,
+                pipeline=self._spec.name,
+                update_id=self._update_id,
+                level=level,
+                dataset=dataset,
+                flow=flow,
+                details=details,
+                error=shown,
+            )
+        )
+
+    def committed(self, receipt: CommitReceipt) -> None:
+        self.rows[receipt.table] = self.rows.get(receipt.table, 0) + receipt.rows
+        for event in progress_events(receipt, pipeline=self._spec.name, update_id=self._update_id):
+            self.send(event)
+
+    def send(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener.on_event(event)
+
+
+@dataclass(slots=True, kw_only=True)
+class PreparedRun:
+    """A run ready to be handed to Bytewax, in one process.
+
+    Attributes:
+        dataflow: What Bytewax runs.
+        plan: What it reads.
+        state: How it is steered.
+        report: Where its events go.
+    """
+
+    dataflow: Dataflow
+    plan: RunPlan
+    state: RunState
+    report: _Reporter
+    completion: Completion
+    checked: CheckedGraph
+    started_s: float
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.plan.sources
+
+    def finish(self) -> UpdateResult:
+        """Say how the update ended, after Bytewax returned.
+
+        Raises:
+            WaxlakeError: The first failure of the run; independent flows were carried to their end.
+            InternalError: A table did not reach its mark although nothing failed.
+        """
+        result = UpdateResult(
+            update_id=self.plan.update_id,
+            state="COMPLETED",
+            tables=dict(self.report.rows),
+            duration_s=time.monotonic() - self.started_s,
+        )
+        if self.state.failures:
+            error = next(iter(self.state.failures.values()))
+            self.fail(error)
+            raise error
+        if self.state.is_draining():
+            result.state = "COMPLETED" if not self.plan.is_bounded else "CANCELED"
+        elif self.plan.is_bounded:
+            self._require_completion()
+        self._report_outcome(result.state, result.duration_s)
+        return result
+
+    def report_end(self) -> None:
+        """Report how the update ended, where the process is about to exit and nobody can be told otherwise."""
+        if self.state.failures or sys.exc_info()[0] is not None or getattr(sys, "last_value", None) is not None:
+            outcome = "FAILED"
+        elif self.state.is_draining():
+            outcome = "CANCELED" if self.plan.is_bounded else "COMPLETED"
+        else:
+            outcome = "COMPLETED"
+        self._report_outcome(outcome, time.monotonic() - self.started_s)
+
+    def _report_outcome(self, outcome: str, duration_s: float) -> None:
+        self.report(
+            "update_progress",
+            f"update is {outcome}",
+            level="ERROR" if outcome == "FAILED" else "INFO",
+            details={"update_progress": {"state": outcome, "duration_s": round(duration_s, 3)}},
+        )
+
+    def fail(self, error: WaxlakeError) -> None:
+        """Report that the update failed."""
+        self.report(
+            "update_progress",
+            f"update FAILED: {error}",
+            level="ERROR",
+            details={"update_progress": {"state": "FAILED"}},
+            error=error,
+        )
+
+    def _require_completion(self) -> None:
+        targets = {part.flow.target for part in self.checked.flows}
+        behind = [name for name in sorted(targets) if not self.completion.is_complete(name)]
+        if behind and not self.is_idle:
+            error = InternalError(
+                f"update ended before its tables held everything: {', '.join(behind)}",
+                code="UPDATE_INCOMPLETE",
+                remedy="No row is lost: run again. Please report this with the event log",
+            )
+            self.fail(error)
+            raise error
+
+
+def prepare_run(
+    spec: Spec,
+    listeners: Sequence[Listener],
+    *,
+    mode: str | None = None,
+    workers: int = 1,
+    cluster: Cluster | None = None,
+    isolates: bool = True,
+) -> PreparedRun:
+    """Load, check and plan an update, and compile it.
+
+    Args:
+        spec: The pipeline.
+        listeners: Told of every event; the event log is one of them if it is wanted.
+        mode: ``triggered``, ``continuous``, or None for the spec's.
+        workers: Workers of the whole cluster.
+        cluster: The processes of this run, or None if it is the only one: process 0 plans for all.
+        isolates: Let independent flows go on when one fails; needs a single process.
+
+    Raises:
+        WaxlakeError: A definition is wrong, a source or table cannot be used.
+    """
+    started_s = time.monotonic()
+    mode = mode or spec.mode
+    if mode not in ("triggered", "continuous"):
+        raise UsageError("unknown mode", code="OPTION_INVALID", found=mode, expected="triggered or continuous")
+    checked = check_graph(load_graph(spec))
+    groups = source_groups(checked)
+
+    def plan_here() -> RunPlan:
+        prepare_tables(checked)
+        return make_plan(checked, groups, is_bounded=mode == "triggered")
+
+    plan = cluster.share(plan_here) if cluster is not None else plan_here()
+    report = _Reporter(spec, plan.update_id, listeners)
+    if cluster is None or cluster.process_id == 0:
+        _report_start(report, checked, plan, mode)
+    completion = Completion(checked, plan)
+    state = RunState(
+        checked.graph,
+        completion,
+        report,
+        report.committed,
+        is_bounded=plan.is_bounded,
+        isolates=isolates,
+    )
+    tables = LatestTables(checked)
+    return PreparedRun(
+        dataflow=build_dataflow(checked, groups, plan, state, tables, workers=workers),
+        plan=plan,
+        state=state,
+        report=report,
+        completion=completion,
+        checked=checked,
+        started_s=started_s,
+    )
+
+
+def _report_start(report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str) -> None:
+    spec = checked.graph.spec
+    report("create_update", f"update {plan.update_id} starts ({mode})", details={"create_update": {"mode": mode}})
+    for name in checked.graph.order:
+        dataset = checked.graph.datasets[name]
+        if dataset.kind == "quarantine":
+            continue
+        columns = [{"name": f.name, "type": str(f.type)} for f in checked.schemas[name]]
+        report(
+            "dataset_definition",
+            f"{dataset.kind} {name}",
+            dataset=name,
+            details={"dataset_definition": {"kind": dataset.kind, "where": dataset.where, "schema": columns}},
+        )
+        for flow in dataset.flows:
+            report(
+                "flow_definition",
+                f"flow {flow.name}: {', '.join((*flow.inputs, *flow.statics)) or 'no input'} → {name}",
+                dataset=name,
+                flow=flow.name,
+                details={"flow_definition": {"inputs": list(flow.inputs), "statics": list(flow.statics)}},
+            )
+        if dataset.location is not None:
+            for event in backfill_from_commits(spec.events_location(), dataset.location, pipeline=spec.name):
+                report.send(event)
+    for text in plan.skipped:
+        report("data_loss", text, level="WARN", details={"data_loss": {"skipped": text}})
+
+
+def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -> UpdateResult:
+    """Run one update in this process, or in several of this machine, and wait for it.
+
+    Args:
+        spec: The pipeline.
+        options: Mode, workers, processes.
+        listeners: Told of every event.
+
+    Returns:
+        How it ended; a continuous run returns when it was asked to stop.
+
+    Raises:
+        WaxlakeError: What stopped it. What was committed before stays; a later run goes on from there.
+    """
+    if options.processes > 1:
+        return run_processes(spec, options.mode or spec.mode, options.workers, options.processes)
+    from bytewax._bytewax import cluster_main
+
+    log = EventLog(spec.events_location())
+    try:
+        run = prepare_run(spec, [log, *listeners], mode=options.mode, workers=options.workers)
+        if not run.is_idle:
+            with draining_on_signals(run.state.drain):
+                _run_dataflow(
+                    run,
+                    lambda: cluster_main(
+                        run.dataflow, [], 0, epoch_interval=EPOCH_INTERVAL, worker_count_per_proc=options.workers
+                    ),
+                )
+        elif not run.plan.is_bounded:
+            raise InternalError("a continuous run has nothing to read", code="PLAN_EMPTY")
+        return run.finish()
+    finally:
+        log.close()
+
+
+def _run_dataflow(run: PreparedRun, main: Callable[[], None]) -> None:
+    """Run Bytewax; errors that went through it come out as ours."""
+    try:
+        main()
+    except WaxlakeError as error:
+        run.fail(error)
+        raise
+    except Exception as exc:  # Bytewax wraps what a source raised
+        cause: BaseException | None = exc
+        while cause is not None and not isinstance(cause, WaxlakeError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        run.fail(cause)
+        raise cause from exc
+
+
+@contextmanager
+def draining_on_signals(drain: Callable[[], None]) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into a drain while the block runs; a second one is taken at its word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+
+    def handle(number: int, frame: Any) -> None:
+        drain()
+        signal.signal(number, before[number] if before[number] is not None else signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+

@@ -1,0 +1,140 @@
+"""How a run in progress is steered and watched, in one process: draining, gates, failures, events."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from sinks.delta import CommitReceipt
+from waxlake.pipeline.graph import Graph
+from waxlake.pipeline.plan import Completion, SourceGroup
+from waxlake.stream.clock import Clock
+from waxlake.stream.errors import TransientError, WaxlakeError
+
+__all__ = ["Emit", "RunState"]
+
+_GATE_INTERVAL_S = 0.1
+
+
+class Emit(Protocol):
+    """Reports one event to whoever listens."""
+
+    def __call__(
+        self,
+        event_type: str,
+        message: str,
+        *,
+        level: str = "INFO",
+        dataset: str | None = None,
+        flow: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        error: WaxlakeError | None = None,
+    ) -> None:
+        """Report an event."""
+        ...
+
+
+class RunState:
+    """The state that sources, flows and sinks of one process share during a run.
+
+    Args:
+        graph: The pipeline.
+        completion: Tells which datasets are up to date; None in a run whose reads wait for nobody.
+        emit: Reports events.
+        on_commit: Told of every commit.
+        isolates: Let independent flows go on when one fails; else the error stops the process.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        completion: Completion,
+        emit: Emit,
+        on_commit: Callable[[CommitReceipt], None],
+        *,
+        is_bounded: bool,
+        isolates: bool,
+    ) -> None:
+        self._graph, self._completion, self._emit, self._on_commit = graph, completion, emit, on_commit
+        self._is_bounded, self._isolates = is_bounded, isolates
+        self._draining = threading.Event()
+        self._lock = threading.Lock()
+        self.failures: dict[str, WaxlakeError] = {}
+        self.skipped: set[str] = set()
+        self._open_groups: set[str] = set()
+        self._looked_at_s: dict[str, float] = {}
+        self._clock = Clock()
+
+    def drain(self) -> None:
+        """Ask every source to end: what is in flight is committed, nothing more is read."""
+        self._draining.set()
+
+    def is_draining(self) -> bool:
+        """Return whether the run is to end now."""
+        return self._draining.is_set()
+
+    def has_failed(self, dataset: str) -> bool:
+        """Return whether a dataset takes no more rows in this run."""
+        return dataset in self.failures or dataset in self.skipped
+
+    def gate(self, group: SourceGroup) -> str:
+        """Return ``go`` once the group's upstream is complete, ``skip`` if it never will be, else ``wait``."""
+        if all(self.has_failed(part.flow.target) for part in group.flows):
+            return "skip"
+        if group.key in self._open_groups:
+            return "go"
+        for name in group.gates:
+            if self.has_failed(name) or self.has_failed(self._graph.datasets[name].definition.name):
+                self._skip(group, name)
+                return "skip"
+        if not self._are_gates_open(group):
+            return "wait"
+        self._open_groups.add(group.key)
+        for part in group.flows:
+            self._emit("flow_progress", f"flow {part.flow.name} is running", flow=part.flow.name, dataset=part.flow.target,
+                       details={"flow_progress": {"status": "RUNNING"}})  # fmt: skip
+        return "go"
+
+    def _are_gates_open(self, group: SourceGroup) -> bool:
+        waits_for = group.gates if self._is_bounded else group.flows[0].transform.statics
+        if not waits_for:
+            return True
+        now_s = self._clock.now_s()
+        if now_s - self._looked_at_s.get(group.key, -1.0) < _GATE_INTERVAL_S:
+            return False
+        self._looked_at_s[group.key] = now_s
+        with self._lock:
+            return all(self._completion.is_complete(name) for name in waits_for)
+
+    def fail(self, dataset: str, error: WaxlakeError) -> bool:
+        """Note that a dataset failed; return whether the rest of the run may go on."""
+        with self._lock:
+            is_first = dataset not in self.failures
+            self.failures.setdefault(dataset, error)
+        if is_first:
+            self._emit("flow_progress", str(error), level="ERROR", dataset=dataset, flow=dataset, error=error,
+                       details={"flow_progress": {"status": "FAILED"}})  # fmt: skip
+        return self._isolates
+
+    def fail_group(self, group: SourceGroup, error: WaxlakeError) -> bool:
+        """Note that a source failed, and with it every flow that reads it."""
+        return all([self.fail(part.flow.target, error) for part in group.flows])
+
+    def retrying(self, group: SourceGroup, error: TransientError, wait_s: float) -> None:
+        """Note that a source is tried again."""
+        for part in group.flows:
+            self._emit("flow_progress", f"{error} Trying again in {wait_s:.1f} s", level="WARN", dataset=part.flow.target,
+                       flow=part.flow.name, error=error, details={"flow_progress": {"status": "RETRYING"}})  # fmt: skip
+
+    def committed(self, receipt: CommitReceipt) -> None:
+        """Note a commit."""
+        self._on_commit(receipt)
+
+    def _skip(self, group: SourceGroup, upstream: str) -> None:
+        for part in group.flows:
+            if part.flow.target not in self.skipped:
+                self.skipped.add(part.flow.target)
+                self._emit("flow_progress", f"flow {part.flow.name} is skipped: {upstream} failed", level="WARN",
+                           dataset=part.flow.target, flow=part.flow.name,
+                           details={"flow_progress": {"status": "SKIPPED", "upstream": upstream}})  # fmt: skip

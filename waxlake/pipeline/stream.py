@@ -1,0 +1,183 @@
+"""Stream and Batch: lazy descriptions of rows, as a user's functions return them. Nothing is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from waxlake.pipeline.definitions import (
+    Drop,
+    FilesRead,
+    KafkaRead,
+    MapBatches,
+    Query,
+    Read,
+    Select,
+    SqlQuery,
+    Step,
+    TableRead,
+    Where,
+    WithColumns,
+    calling_line,
+)
+from waxlake.stream.errors import DefinitionError
+
+__all__ = ["Batch", "Branch", "Relation", "Stream", "read", "read_files", "read_kafka", "read_stream", "sql"]
+
+R = TypeVar("R", bound="Relation")
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One read and what is done to its rows, in order."""
+
+    read: Read
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Rows described, not read. Every method returns a new one."""
+
+    branches: tuple[Branch, ...]
+
+    def _with(self: R, step: Step) -> R:
+        return replace(self, branches=tuple(Branch(b.read, (*b.steps, step)) for b in self.branches))
+
+    def sql(self: R, query: str) -> R:
+        """Run a query over these rows, named ``stream``; other datasets by name are read at their latest version.
+
+        Args:
+            query: ``SELECT … FROM stream …`` in DuckDB's dialect. It sees one micro-batch at a time.
+        """
+        return self._with(Query(text=_text(query, "sql"), where=calling_line()))
+
+    def where(self: R, condition: str) -> R:
+        """Keep the rows for which a SQL condition is true."""
+        return self._with(Where(condition=_text(condition, "where"), where=calling_line()))
+
+    def select(self: R, *expressions: str) -> R:
+        """Keep SQL expressions, in this order; ``*`` stands for all columns but metadata columns."""
+        if not expressions:
+            raise DefinitionError("select() needs at least one expression", where=calling_line(), code="ARGUMENT_MISSING")
+        return self._with(Select(expressions=tuple(_text(e, "select") for e in expressions), where=calling_line()))
+
+    def with_columns(self: R, **columns: str) -> R:
+        """Add columns, or replace those of the same name, by SQL expressions."""
+        if not columns:
+            raise DefinitionError("with_columns() needs at least one column", where=calling_line(), code="ARGUMENT_MISSING")
+        pairs = tuple((name, _text(expression, "with_columns")) for name, expression in columns.items())
+        return self._with(WithColumns(columns=pairs, where=calling_line()))
+
+    def drop(self: R, *names: str) -> R:
+        """Leave columns out."""
+        return self._with(Drop(names=tuple(_text(name, "drop") for name in names), where=calling_line()))
+
+    def map_batches(self: R, function: Callable[[pa.Table], pa.Table], schema: str | pa.Schema | None = None) -> R:
+        """Apply a Python function to each micro-batch.
+
+        Args:
+            function: From table to table; vectorised. It may be called with no rows.
+            schema: Columns of the result, as DDL or Arrow schema; None finds them by calling ``function`` with no rows.
+        """
+        return self._with(MapBatches(function=function, schema=as_schema(schema), where=calling_line()))
+
+    def union(self: R, other: R) -> R:
+        """Take the rows of both, matched by column name."""
+        if not isinstance(other, Relation) or type(other) is not type(self):
+            raise DefinitionError(
+                "union() takes another relation of the same kind",
+                where=calling_line(),
+                code="UNION_MISMATCH",
+                found=type(other).__name__,
+                expected=type(self).__name__,
+            )
+        return replace(self, branches=self.branches + other.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream(Relation):
+    """Rows that keep coming; the query of a streaming table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Relation):
+    """Rows as they are now; the query of a materialized view."""
+
+
+def _text(value: object, method: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DefinitionError(
+            f"{method}() takes SQL text",
+            where=calling_line(),
+            code="ARGUMENT_INVALID",
+            found=repr(value),
+            expected="a non-empty string",
+        )
+    return value.strip().rstrip(";")
+
+
+def as_schema(schema: str | pa.Schema | None) -> pa.Schema | None:
+    """Return a schema given as DDL text or as Arrow schema; None stays None."""
+    if schema is None or isinstance(schema, pa.Schema):
+        return schema
+    from waxlake.stream.ddl import parse_ddl
+
+    return parse_ddl(schema)
+
+
+def read_kafka(topic: str, bootstrap_servers: str, **options: Any) -> Stream:
+    """Read one or more Kafka topics as a stream.
+
+    Args:
+        topic: Topic name, several separated by commas, or a pattern that starts with ``^``.
+        bootstrap_servers: ``host:port``, several separated by commas.
+        options: ``format``, ``schema`` (DDL), ``starting_offsets``, ``on_data_loss``, ``options`` (librdkafka settings),
+            ``batch_rows``, ``batch_bytes``, ``request_timeout_s``.
+
+    Raises:
+        UsageError: An unknown option, a managed librdkafka key, a format without its schema. Not retryable.
+    """
+    from connectors.kafka import KafkaSettings
+
+    values = {"topic": topic, "bootstrap_servers": bootstrap_servers, **options}
+    settings = KafkaSettings.build(f"{calling_line()}: read_kafka({topic!r})", values)
+    return Stream((Branch(KafkaRead(settings=settings, where=calling_line())),))
+
+
+def read_files(path: str, format: str, schema: str | pa.Schema | None = None, **options: Any) -> Stream:
+    """Read the files that arrive under a path as a stream, each exactly once.
+
+    Args:
+        path: Local path or fsspec URI: a folder, a glob, a file. A relative one is relative to the spec's folder.
+        format: ``json`` (lines), ``csv`` or ``parquet``.
+        schema: Columns, as DDL or Arrow schema; None infers them from a sample.
+        options: Options of Auto Loader in snake_case.
+
+    Raises:
+        UsageError: An unknown option or format. Not retryable.
+    """
+    from connectors.files import FilesSettings
+
+    settings = FilesSettings.of(path, format=format, schema=schema, **options)
+    return Stream((Branch(FilesRead(settings=settings, where=calling_line())),))
+
+
+def read_stream(table: str) -> Stream:
+    """Read the rows that are appended to a table of this pipeline, or to a Delta table at a URI, as a stream."""
+    return Stream((Branch(TableRead(name=table, where=calling_line())),))
+
+
+def read(table: str) -> Batch:
+    """Read a dataset of this pipeline as it is at its latest version."""
+    return Batch((Branch(TableRead(name=table, where=calling_line())),))
+
+
+def sql(query: str) -> Batch:
+    """Run a batch query over datasets of this pipeline, by name."""
+    return Batch((Branch(SqlQuery(text=_text(query, "sql"), where=calling_line())),))
+
+

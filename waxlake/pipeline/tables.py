@@ -1,0 +1,96 @@
+"""Datasets as DuckDB sees them: the latest version of a table, small ones held in memory, views computed on demand."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from waxlake.pipeline.graph import is_external
+from waxlake.stream.clock import Clock
+from waxlake.stream.delta_table import TableLocation, delta_errors
+
+if TYPE_CHECKING:
+    from waxlake.pipeline.check import CheckedGraph
+
+__all__ = ["EmptyTables", "LatestTables"]
+
+_IN_MEMORY_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class _Held:
+    handle: DeltaTable
+    version: int
+    rows: Any
+    checked_at_s: float
+
+
+class LatestTables:
+    """Finds datasets by name, at their latest version.
+
+    Args:
+        checked: The pipeline.
+        max_age_s: How long a version is taken for the latest before the log is looked at again.
+    """
+
+    def __init__(self, checked: CheckedGraph, *, max_age_s: float = 1.0) -> None:
+        self._checked, self._max_age_s = checked, max_age_s
+        self._held: dict[str, _Held] = {}
+        self._clock = Clock()
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> Any:
+        """Return an Arrow table, or a dataset where the table is large.
+
+        Raises:
+            TerminalError: The table is not there. Not retryable.
+        """
+        dataset = self._checked.graph.datasets.get(name)
+        if dataset is not None and dataset.kind == "temporary_view":
+            return self._checked.queries[name].run(self)
+        location = dataset.location if dataset is not None else self._checked.external(name)
+        assert location is not None
+        with self._lock:
+            return self._rows(name, location)
+
+    def version(self, name: str) -> int:
+        """Return the version that ``name`` was last returned at."""
+        return self._held[name].version
+
+    def _rows(self, name: str, location: TableLocation) -> Any:
+        now_s = self._clock.now_s()
+        held = self._held.get(name)
+        if held is not None and now_s - held.checked_at_s < self._max_age_s:
+            return held.rows
+        if held is None:
+            handle = location.open()
+            held = self._held[name] = _Held(handle, handle.version(), _load(handle, location), now_s)
+            return held.rows
+        with delta_errors(f"read table '{location.label}'"):
+            held.handle.update_incremental()
+        if held.handle.version() != held.version:
+            held.version, held.rows = held.handle.version(), _load(held.handle, location)
+        held.checked_at_s = now_s
+        return held.rows
+
+
+class EmptyTables:
+    """Finds datasets by name as tables without rows, for checking a pipeline without reading data."""
+
+    def __init__(self, checked: CheckedGraph) -> None:
+        self._checked = checked
+
+    def __call__(self, name: str) -> pa.Table:
+        """Return no rows, with the dataset's columns."""
+        return self._checked.schema_of(name).empty_table()
+
+
+def _load(handle: DeltaTable, location: TableLocation) -> Any:
+    with delta_errors(f"read table '{location.label}'"):
+        sizes = pa.table(handle.get_add_actions(flatten=False)).column("size_bytes").to_pylist()
+        dataset = handle.to_pyarrow_dataset()
+        return dataset.to_table() if sum(sizes) <= _IN_MEMORY_BYTES else dataset

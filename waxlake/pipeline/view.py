@@ -1,0 +1,143 @@
+"""A materialized view as a source: when an input has a new version, its query is run and the result is one batch.
+
+The position is the sum of the input versions plus one each: it grows with every new version of any input. The identity
+holds the inputs' table ids and the query's fingerprint, so a changed query or a recreated input is a new source, which
+recomputes the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from waxlake.pipeline.tables import LatestTables
+from waxlake.stream.batch import MicroBatch
+from waxlake.stream.clock import Clock
+from waxlake.stream.position import identity_version
+from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, spread
+
+if TYPE_CHECKING:
+    from waxlake.pipeline.check import CheckedGraph
+
+__all__ = ["ViewConnector"]
+
+_PARTITION = "inputs"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewConnector:
+    """The query of a materialized view.
+
+    Args:
+        checked: The pipeline.
+        view: Its name.
+        inputs: The stored tables it depends on.
+        min_interval_s: Shortest time between two refreshes of a continuous run.
+    """
+
+    checked: CheckedGraph
+    view: str
+    inputs: tuple[str, ...]
+    min_interval_s: float = 5.0
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return f"view:{self.view}"
+
+    @property
+    def metadata_columns(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
+    @property
+    def on_data_loss(self) -> str:
+        """A view has no history to lose."""
+        return "skip"
+
+    def empty(self) -> pa.Table:
+        """Return no rows, in the view's schema."""
+        return self.checked.schemas[self.view].empty_table()
+
+    def inspect(self) -> SourceState:
+        """Return the inputs' versions as one position."""
+        versions, ids = self.versions()
+        fingerprint = self.checked.queries[self.view].fingerprint
+        identity = identity_version("/".join([fingerprint, *ids]))
+        return SourceState(
+            identity=f"view:{identity:x}",
+            name="",
+            partitions={_PARTITION: SourceRange(low=0, high=sum(versions) + len(versions))},
+            begin={_PARTITION: 0},
+        )
+
+    def versions(self) -> tuple[list[int], list[str]]:
+        """Return the latest version and the table id of each input."""
+        handles = []
+        for name in self.inputs:
+            dataset = self.checked.graph.datasets.get(name)
+            location = dataset.location if dataset is not None else self.checked.external(name)
+            assert location is not None
+            handles.append(location.open(without_files=True))
+        return [h.version() for h in handles], [h.metadata().id for h in handles]
+
+    def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
+        """Return the one group."""
+        return spread(list(plan.partitions), 1)
+
+    def reader(self, plan: SourcePlan, partitions: tuple[str, ...], columns: frozenset[str]) -> Reader:
+        """Return what refreshes the view; a bounded one does it at most once, over the versions it is opened at."""
+        return _ViewReader(self, plan)
+
+
+class _ViewReader:
+    """Runs the query when the inputs have moved."""
+
+    def __init__(self, connector: ViewConnector, plan: SourcePlan) -> None:
+        self._connector, self._plan = connector, plan
+        part = plan.partitions[_PARTITION]
+        self._position, self._is_bounded = part.start, part.mark is not None
+        self._is_done = False
+        self._clock = Clock()
+        self._refreshed_at_s: float | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a bounded refresh has happened."""
+        return self._is_done
+
+    def positions(self) -> Mapping[str, int]:
+        """Return the position of the last refresh."""
+        return {_PARTITION: self._position}
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def read(self) -> Sequence[MicroBatch]:
+        """Return the view's rows as one batch if its inputs have moved."""
+        now_s = self._clock.now_s()
+        if self._refreshed_at_s is not None and now_s - self._refreshed_at_s < self._connector.min_interval_s:
+            return []
+        self._refreshed_at_s = now_s
+        versions, _ = self._connector.versions()
+        end = sum(versions) + len(versions)
+        self._is_done = self._is_bounded
+        if end <= self._position:
+            return []
+        checked = self._connector.checked
+        tables = LatestTables(checked, max_age_s=3600.0)
+        rows = checked.queries[self._connector.view].run(tables)
+        start, self._position = self._position, end
+        return [
+            MicroBatch(
+                table=rows,
+                source=self._plan.identity,
+                partition=_PARTITION,
+                start=start,
+                end=end,
+                read=rows.num_rows,
+            )
+        ]
