@@ -1,0 +1,263 @@
+"""What can be set about a Kafka source; called by ``read_kafka`` and ``KafkaSource``, read by everything else here.
+
+Settings of librdkafka pass through ``options``. They are checked when the settings are made, so that a typo is found
+where it was written, and their secrets are shown nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Final, Literal
+
+import pyarrow as pa
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from connectors.kafka.options import check_options
+from waxlake.stream.ddl import parse_ddl
+from waxlake.stream.errors import UsageError
+from waxlake.stream.settings import Settings, redact
+
+__all__ = [
+    "EARLIEST",
+    "FORMATS",
+    "LATEST",
+    "METADATA_COLUMNS",
+    "RESCUED_COLUMN",
+    "KafkaOptions",
+    "KafkaSettings",
+    "StartingOffset",
+]
+
+FORMATS: Final = ("json", "string", "binary")
+_LATER_FORMATS: Final = ("avro", "protobuf")
+
+METADATA_COLUMNS: Final = ("_topic", "_partition", "_offset", "_timestamp", "_key", "_headers")
+RESCUED_COLUMN: Final = "_rescued_data"
+
+LATEST: Final = -1
+EARLIEST: Final = -2
+
+# Topic (empty: the only one), partition, offset or EARLIEST or LATEST.
+StartingOffset = tuple[str, int, int]
+
+
+class KafkaOptions(Mapping[str, Any]):
+    """Settings of librdkafka; equal and hashable by value, and ``repr`` and ``str`` hide the secret ones."""
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self._options = {key: _as_option(value) for key, value in (options or {}).items()}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._options[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._options.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KafkaOptions) and self._options == other._options
+
+    def __repr__(self) -> str:
+        return f"KafkaOptions({redact(self._options)})"
+
+    def scrub(self, text: str) -> str:
+        """Return ``text`` without the values of secret options."""
+        for key, shown in redact(self._options).items():
+            secret = self._options[key]
+            if shown == "***" and isinstance(secret, str) and len(secret) > 3:
+                text = text.replace(secret, "***")
+        return text
+
+
+def _as_option(value: object) -> str | Callable[..., Any]:
+    """Return the value as librdkafka takes it: text, or a callable for ``oauth_cb``."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if callable(value) else "" if value is None else str(value)
+
+
+def _as_options(value: object) -> object:
+    return KafkaOptions(value) if isinstance(value, Mapping) and not isinstance(value, KafkaOptions) else value
+
+
+class KafkaSettings(Settings):
+    """Settings of a Kafka source; equal settings are equal objects, so that two tables can share one read."""
+
+    bootstrap_servers: str = Field(
+        min_length=1, description="Brokers to ask first: host:port, several with commas between"
+    )
+    topic: str = Field(
+        min_length=1, description="A topic, several with commas between, or a regular expression that starts with ^"
+    )
+    format: Literal["json", "string", "binary"] = Field(default="json", description="What the value of a record is")
+    declared_schema: str | pa.Schema | None = Field(
+        default=None, alias="schema", description="json: columns as DDL text or a pyarrow schema; required"
+    )
+    starting_offsets: Literal["earliest", "latest"] | tuple[StartingOffset, ...] = Field(
+        default="earliest",
+        description="Where a flow without stored positions starts: earliest, latest, or {partition: offset} or {topic: "
+        "{partition: offset}} with -2 for earliest and -1 for latest; partitions not named start at the earliest. New "
+        "partitions of a known topic are always read from their start",
+    )
+    options: Annotated[KafkaOptions, BeforeValidator(_as_options)] = Field(
+        default_factory=KafkaOptions,
+        description="Settings of librdkafka (security, tuning). 'group.id' is used for authorization only: no group is "
+        "joined and nothing is committed to Kafka",
+    )
+    on_data_loss: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="What to do about offsets that expired before they were read: stop, or go on behind them and record it",
+    )
+    max_rows_per_batch: int = Field(default=100_000, ge=1, le=10_000_000, description="Most records in one micro-batch")
+    max_bytes_per_batch: int = Field(
+        default=32 << 20, ge=1, le=1 << 30, description="Bytes of record values after which a micro-batch is closed"
+    )
+    request_timeout_s: float = Field(
+        default=10.0, ge=0.1, le=3600, description="Seconds that the cluster has to answer a question about a topic"
+    )
+
+    @field_validator("topic")
+    @classmethod
+    def _valid_topic(cls, value: str) -> str:
+        if value.startswith("^"):
+            try:
+                re.compile(value)
+            except re.error as exc:
+                raise ValueError(f"{value!r} is no regular expression: {exc}") from None
+            return value
+        names = [name.strip() for name in value.split(",")]
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name):
+                raise ValueError(
+                    f"{name!r} is no topic name (letters, digits, '.', '_', '-'); a regular expression starts with ^"
+                )
+        return ",".join(dict.fromkeys(names))
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _known_format(cls, value: object) -> object:
+        if value in _LATER_FORMATS:
+            raise UsageError(
+                f"cannot read records of format {value!r}",
+                code="KAFKA_FORMAT_LATER",
+                expected=", ".join(FORMATS),
+                remedy="It is not available yet. Read format='binary' and decode `value` in a transform meanwhile",
+            )
+        return value
+
+    @field_validator("starting_offsets", mode="before")
+    @classmethod
+    def _read_starting_offsets(cls, value: object) -> object:
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as exc:
+                raise ValueError(f"this JSON cannot be read: {exc}") from None
+        if isinstance(value, str) and value not in ("earliest", "latest"):
+            raise ValueError(f"found {value!r}, expected 'earliest', 'latest' or {{partition: offset}}")
+        return _starting_offsets(value) if isinstance(value, Mapping) else value
+
+    @field_validator("options")
+    @classmethod
+    def _valid_options(cls, value: KafkaOptions) -> KafkaOptions:
+        check_options(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> KafkaSettings:
+        if self.format == "json":
+            if self.declared_schema is None:
+                raise UsageError(
+                    f"cannot read topic {self.topic!r} as json without a schema",
+                    code="KAFKA_SCHEMA_MISSING",
+                    remedy="Give schema='id BIGINT, amount DOUBLE, ...', or format='string' to get the text of each record",
+                )
+            self._check_names(parse_ddl(self.declared_schema).names)
+        elif self.declared_schema is not None:
+            raise UsageError(
+                f"cannot give topic {self.topic!r} of format {self.format!r} a schema",
+                code="KAFKA_SCHEMA_UNUSED",
+                remedy="Such records have one column, `value`. Leave the schema out, or read format='json'",
+            )
+        if isinstance(self.starting_offsets, tuple):
+            self._check_starting_topics(self.starting_offsets)
+        return self
+
+    def _check_names(self, names: list[str]) -> None:
+        taken = sorted(set(names) & {*METADATA_COLUMNS, RESCUED_COLUMN})
+        if taken:
+            raise UsageError(
+                f"cannot read topic {self.topic!r} with a column named {taken[0]!r}",
+                code="KAFKA_SCHEMA_RESERVED",
+                expected=f"other names than {', '.join((*METADATA_COLUMNS, RESCUED_COLUMN))}",
+                remedy="Waxlake fills these. Leave it out of the schema",
+            )
+
+    def _check_starting_topics(self, offsets: tuple[StartingOffset, ...]) -> None:
+        for topic in sorted({topic for topic, _, _ in offsets}):
+            is_read = self.is_single if not topic else self.pattern is not None or topic in self.topics
+            if not is_read:
+                raise UsageError(
+                    f"cannot start topic {self.topic!r} at the given offsets",
+                    code="KAFKA_STARTING_OFFSETS",
+                    found=f"topic {topic!r}" if topic else "partitions without a topic",
+                    expected=f"{{topic: {{partition: offset}}}} of {self.topic!r}",
+                )
+
+    @property
+    def schema_of_values(self) -> pa.Schema:
+        """The declared columns (json), or the one column ``value``."""
+        if self.declared_schema is not None:
+            return parse_ddl(self.declared_schema)
+        return pa.schema([("value", pa.string() if self.format == "string" else pa.binary())])
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one named topic, not a list or a pattern."""
+        return self.pattern is None and "," not in self.topic
+
+    @property
+    def pattern(self) -> re.Pattern[str] | None:
+        """The regular expression that topics have to match, or None if they are named."""
+        return re.compile(self.topic) if self.topic.startswith("^") else None
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The named topics; empty for a pattern."""
+        return () if self.pattern else tuple(self.topic.split(","))
+
+    @property
+    def reads_uncommitted(self) -> bool:
+        """Whether records of open and aborted transactions are read too (``isolation.level``)."""
+        return bool(self.options.get("isolation.level") == "read_uncommitted")
+
+
+def _starting_offsets(value: Mapping[Any, Any]) -> tuple[StartingOffset, ...]:
+    """Return ``{partition: offset}`` or ``{topic: {partition: offset}}`` as sorted triples."""
+    triples = []
+    for key, rest in value.items():
+        if isinstance(rest, Mapping):
+            triples += [(str(key), *_starting_offset(partition, offset)) for partition, offset in rest.items()]
+        else:
+            triples.append(("", *_starting_offset(key, rest)))
+    return tuple(sorted(triples))
+
+
+def _starting_offset(partition: object, offset: object) -> tuple[int, int]:
+    named = {"earliest": EARLIEST, "latest": LATEST}
+    try:
+        pair = int(str(partition)), named[offset] if isinstance(offset, str) and offset in named else int(str(offset))
+    except ValueError:
+        raise ValueError(f"{{{partition!r}: {offset!r}}} is not {{partition: offset}}") from None
+    if pair[0] < 0 or pair[1] < EARLIEST:
+        raise ValueError(
+            f"{{{partition!r}: {offset!r}}}: a partition is 0 or more, an offset -2 (earliest), -1 (latest) or more"
+        )
+    return pair
