@@ -1,0 +1,100 @@
+"""What the commits of a table say about themselves: run, counts, positions, rules. The log is the one source of truth.
+
+Called to complete the event log after a crash, and by `waxlake status`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from sinks.delta.protocol import METADATA_KEY, CommitReceipt
+from waxlake.stream.delta_table import TableLocation, delta_errors
+
+__all__ = ["Commit", "commits_since", "recent_commits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """One commit that a flow made.
+
+    Attributes:
+        version: Table version (>= 0).
+        committed_at: When, by the clock of who committed.
+        metadata: What the sink put into the commit: run, flows, quarantine.
+        size_bytes: Bytes of data files added; 0 where it was not looked up.
+    """
+
+    version: int
+    committed_at: datetime
+    metadata: Mapping[str, Any]
+    size_bytes: int = 0
+
+    @property
+    def run(self) -> str:
+        """Update that made it."""
+        return str(self.metadata.get("run", ""))
+
+    @property
+    def flows(self) -> Mapping[str, Any]:
+        """Flow name to its counts, rules and positions."""
+        flows: Mapping[str, Any] = self.metadata.get("flows") or {}
+        return flows
+
+    def receipt(self, table: str) -> CommitReceipt:
+        """Return the receipt that the sink gave for this commit."""
+        return CommitReceipt(
+            table=table,
+            version=self.version,
+            rows=sum(facts.get("rows", 0) for facts in self.flows.values()),
+            size_bytes=self.size_bytes,
+            quarantined=sum(facts.get("quarantined", 0) for facts in self.flows.values()),
+            duration_s=0.0,
+            metadata=self.metadata,
+        )
+
+
+def commits_since(location: TableLocation, version: int, *, limit: int = 1000) -> list[Commit]:
+    """Return the flows' commits above ``version``, oldest first; the newest ``limit`` versions at most.
+
+    Reads the log entries of those versions and nothing else, so it costs nothing when there are none. Entries that log
+    clean-up has removed end the search.
+
+    Raises:
+        ExternalError: The table cannot be read.
+    """
+    latest = location.open().version()
+    if version > latest:  # the table was dropped and created anew
+        version = -1
+    found: list[Commit] = []
+    for number in range(latest, max(version, latest - limit), -1):
+        with delta_errors(f"read the log of table '{location.label}'"):
+            actions = location.read_log(number)
+        if actions is None:
+            break
+        infos = [action["commitInfo"] for action in actions if "commitInfo" in action]
+        size = sum(int(action["add"].get("size", 0)) for action in actions if "add" in action)
+        found.extend(_commits(infos, number, size))
+    return found[::-1]
+
+
+def recent_commits(location: TableLocation, *, limit: int = 1000) -> list[Commit]:
+    """Return the flows' commits among the newest ``limit`` versions, newest first, without sizes.
+
+    Raises:
+        ExternalError: The table cannot be read.
+    """
+    handle = location.open()
+    with delta_errors(f"read the log of table '{location.label}'"):
+        entries = handle.history(limit)
+    return [commit for entry in entries for commit in _commits([entry], int(entry["version"]), 0)]
+
+
+def _commits(infos: list[dict[str, Any]], version: int, size_bytes: int) -> Iterator[Commit]:
+    for info in infos:
+        metadata = info.get(METADATA_KEY)
+        if isinstance(metadata, dict) and metadata.get("flows"):
+            at = datetime.fromtimestamp(int(info.get("timestamp") or 0) / 1000, tz=timezone.utc)
+            yield Commit(version=version, committed_at=at, metadata=metadata, size_bytes=size_bytes)
