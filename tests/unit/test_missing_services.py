@@ -30,7 +30,7 @@ def test_a_misspelt_requirement_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_empty_cache_names_the_command_that_fills_it(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("WAXLAKE_CACHE", str(tmp_path))
-    with pytest.raises(ServiceMissing, match="python -m tests.services prepare minio"):
+    with pytest.raises(ServiceMissing, match=r"python -m tests\.services prepare minio"):
         s3.minio_binary()
     with pytest.raises(ServiceMissing, match=r"python -m tests\.services prepare kafka|java|Java"):
         kafka.jar_directory()
