@@ -145,7 +145,7 @@ class Transform:
     schema: pa.Schema | None = None
     output: pa.Schema = field(default_factory=lambda: pa.schema([]))
     _stages: list[_SqlStage | _PythonStage] = field(default_factory=list)
-    _local: threading.local = field(default_factory=threading.local)
+    _connections: dict[int, duckdb.DuckDBPyConnection] = field(default_factory=dict)
 
     def compile(self) -> pa.Schema:
         """Compile the steps and return the resulting schema, with Delta's types.
@@ -190,10 +190,15 @@ class Transform:
         return cast_exact(rejected, self.rejected_schema, what=f"quarantine of flow '{self.flow}'")
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
-        connection: duckdb.DuckDBPyConnection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = connect()
-        return connection
+        """Return this thread's connection.
+
+        Not a ``threading.local``: Bytewax enters Python anew for every call, which would close a thread-local connection
+        while the thread's state is being torn down, and crash the interpreter.
+        """
+        thread = threading.get_ident()
+        if thread not in self._connections:
+            self._connections[thread] = connect()
+        return self._connections[thread]
 
     def _check_declared(self, made: pa.Schema) -> None:
         assert self.schema is not None
