@@ -61,11 +61,11 @@ class DeltaConnector:
 
     def empty(self) -> pa.Table:
         """Return no rows, in the table's schema."""
-        return (self.schema or arrow_schema(self.location.open(without_files=True))).empty_table()
+        return (self.schema or arrow_schema(self.location.open())).empty_table()
 
     def inspect(self) -> SourceState:
         """Return the versions that can be read now."""
-        handle = self.location.open(without_files=True)
+        handle = self.location.open()
         latest = handle.version()
         reaches_back = self.location.read_log(0) is not None
         begin = RowPosition(0) if reaches_back else RowPosition(latest, _SNAPSHOT_FLAG)
@@ -95,7 +95,7 @@ class _DeltaReader:
         part = plan.partitions[_PARTITION]
         self._position = part.read_from
         self._fences = part.fences
-        self._handle = connector.location.open(without_files=True)
+        self._handle = connector.location.open()
         self._mark = None if part.mark is None else RowPosition(self._handle.version() + 1).pack()
         self._pieces: Iterator[tuple[int, pa.Table]] | None = None
 

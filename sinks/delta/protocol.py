@@ -100,6 +100,7 @@ class Committer:
     _fence: int = 0
     _has_claimed_fence: bool = False
     _commits_on_handle: int = 0
+    _log_stamp: tuple[object, ...] = ()
     _stored: dict[str, int | None] = field(default_factory=dict)
 
     @property
@@ -109,6 +110,7 @@ class Committer:
             self._handle = self.location.open()
             self._table_id = self._handle.metadata().id
             self._fence = (self._handle.transaction_version(FENCE_APP_ID) or 0) + 1
+            self._log_stamp = self.location.log_stamp(self._handle.version())
         return self._handle
 
     def stored(self, app_id: str) -> int | None:
@@ -150,6 +152,9 @@ class Committer:
         Guarantee: exactly once per (app id, position).
         """
         started_s = time.monotonic()
+        self._require_same_table()
+        for app, move in moves.items():
+            self._require_position(app, move, self.stored(app))
         commit_id = uuid.uuid4().hex
         before = self.handle.version()
         versions = {FENCE_APP_ID: self._fence, **(identities or {}), **{app: move.end for app, move in moves.items()}}
@@ -254,16 +259,18 @@ class Committer:
                 remedy="Another run is writing this table. Stop one of the two; the other goes on and no row is lost",
             )
         for app, move in moves.items():
-            stored = self.handle.transaction_version(app)
-            if stored != move.start:
-                raise CommitConflict(
-                    f"cannot commit to table '{self.location.label}' at version {self.handle.version()}",
-                    code="COMMIT_CONFLICT",
-                    found=f"app id '{app}' at position {stored}",
-                    expected=f"position {move.start}",
-                    remedy="Another run is writing this table. Stop it, or give this flow its own name",
-                )
+            self._require_position(app, move, self.handle.transaction_version(app))
         return False
+
+    def _require_position(self, app: str, move: Move, stored: int | None) -> None:
+        if stored != move.start:
+            raise CommitConflict(
+                f"cannot commit to table '{self.location.label}' at version {self.handle.version()}",
+                code="COMMIT_CONFLICT",
+                found=f"app id '{app}' at position {stored}",
+                expected=f"position {move.start}",
+                remedy="Another run is writing this table. Stop it, or give this flow its own name",
+            )
 
     def _find_commit(self, commit_id: str, *, since: int) -> int | None:
         newer = self.handle.version() - since
@@ -291,6 +298,15 @@ class Committer:
             return
         with delta_errors(f"refresh table '{self.location.label}'"):
             self.handle.update_incremental()
+        self._log_stamp = self.location.log_stamp(self.handle.version())
+
+    def _require_same_table(self) -> None:
+        """Stop if the table was dropped or created anew since it was opened: its log entry is not the one we saw.
+
+        delta-rs would not notice: it would add our commit to whatever log lies there now.
+        """
+        if self.location.log_stamp(self.handle.version()) != self._log_stamp:
+            self._reopen()
 
     def _reopen(self) -> None:
         handle = self.location.open()
@@ -303,6 +319,7 @@ class Committer:
                 remedy="Someone dropped and created it anew while it was written. Run again to start from its positions",
             )
         self._handle = handle
+        self._log_stamp = self.location.log_stamp(handle.version())
         self._commits_on_handle = 0
 
 
@@ -353,9 +370,9 @@ def finish_quarantine(primary: TableLocation, quarantine: TableLocation) -> bool
     Raises:
         TerminalError: The primary commit that holds the manifest is gone from the log. Not retryable.
     """
-    handle = primary.open(without_files=True)
+    handle = primary.open()
     number = handle.transaction_version(_MANIFEST_APP_ID) or 0
-    done = quarantine.open(without_files=True).transaction_version(_quarantine_app_id(handle.metadata().id)) or 0
+    done = quarantine.open().transaction_version(_quarantine_app_id(handle.metadata().id)) or 0
     if done >= number:
         return False
     for entry in handle.history():

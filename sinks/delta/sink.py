@@ -113,7 +113,7 @@ class DeltaSink(FixedPartitionedSink[MicroBatch, None]):
         """Return the position that the table holds for a source partition; None if it has none or does not exist."""
         if not self.target.location.exists():
             return None
-        return self.target.location.open(without_files=True).transaction_version(app_id(self.flow, source, partition))
+        return self.target.location.open().transaction_version(app_id(self.flow, source, partition))
 
 
 class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
@@ -250,7 +250,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
             raise AssertionError("rejected rows for a table without a quarantine table")
         if self._rejected is None:
             self._rejected = DataFileWriter(self._target.quarantine)
-            self._rejected_schema = arrow_schema(self._target.quarantine.open(without_files=True))
+            self._rejected_schema = arrow_schema(self._target.quarantine.open())
         assert self._rejected_schema is not None
         self._rejected.append(cast_exact(rejected, self._rejected_schema, what=f"table '{self._target.quarantine.label}'"))
 

@@ -137,7 +137,7 @@ class CheckedGraph:
     def schema_of(self, name: str) -> pa.Schema:
         """Return the columns of a dataset or of a table named by URI."""
         if name not in self.schemas:
-            self.schemas[name] = arrow_schema(self.external(name).open(without_files=True))
+            self.schemas[name] = arrow_schema(self.external(name).open())
         return self.schemas[name]
 
     def connector(self, read: Read) -> Connector:
@@ -354,7 +354,7 @@ def _check_stored(checked: CheckedGraph, dataset: Dataset) -> None:
     """Compare with the table that exists: an append cannot change a column's type."""
     if dataset.location is None or dataset.kind == "materialized_view" or not dataset.location.exists():
         return
-    stored = arrow_schema(dataset.location.open(without_files=True))
+    stored = arrow_schema(dataset.location.open())
     change = compare_schemas(stored, checked.schemas[dataset.name])
     if change.changed:
         name, before, after = change.changed[0]

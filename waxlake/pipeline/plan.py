@@ -120,7 +120,7 @@ def _prepared(
             comment=f"Rows rejected by the rules of {dataset.name}" if is_quarantine else definition.comment,
             properties=None if is_quarantine else definition.properties,
         )
-    handle = location.open(without_files=True)
+    handle = location.open()
     added = compare_schemas(arrow_schema(handle), schema).added
     if added and dataset.kind != "materialized_view":
         with delta_errors(f"add columns to table '{location.label}'"):
@@ -187,7 +187,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
     """Return the positions that a flow's table holds for a source; stop if the source is another one by now."""
     location = checked.graph.datasets[part.flow.target].location
     assert location is not None
-    handle = location.open(without_files=True)
+    handle = location.open()
     known = handle.transaction_version(identity_app_id(part.flow.name, state.name)) if state.name else None
     if known is not None and known != identity_version(state.identity):
         if part.connector.on_data_loss == "skip":
@@ -234,7 +234,7 @@ class Completion:
         assert dataset.location is not None
         handle = self._handles.get(dataset.name)
         if handle is None:
-            handle = self._handles[dataset.name] = dataset.location.open(without_files=True)
+            handle = self._handles[dataset.name] = dataset.location.open()
             return handle
         with delta_errors(f"read table '{dataset.name}'"):
             handle.update_incremental()
@@ -276,7 +276,7 @@ class Completion:
         if (dataset.name, version) in self._complete_versions:
             return True
         assert dataset.location is not None
-        return self._is_complete_at(dataset, dataset.location.open(version=version, without_files=True))
+        return self._is_complete_at(dataset, dataset.location.open(version=version))
 
     def _is_view_fresh(self, part: CheckedFlow, handle: DeltaTable) -> bool:
         if not all(self.is_complete(name) for name in part.gates):

@@ -81,7 +81,7 @@ class ViewConnector:
             dataset = self.checked.graph.datasets.get(name)
             location = dataset.location if dataset is not None else self.checked.external(name)
             assert location is not None
-            handles.append(location.open(without_files=True))
+            handles.append(location.open())
         return [h.version() for h in handles], [h.metadata().id for h in handles]
 
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:

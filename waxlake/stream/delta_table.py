@@ -109,19 +109,18 @@ class TableLocation:
         with delta_errors(f"look for table '{self.label}'"):
             return bool(DeltaTable.is_deltatable(self.uri, storage_options=dict(self.options)))
 
-    def open(self, version: int | None = None, *, without_files: bool = False) -> DeltaTable:
+    def open(self, version: int | None = None) -> DeltaTable:
         """Return a handle on one snapshot.
 
         Args:
             version: Table version; None for the latest.
-            without_files: Do not load the list of files (enough to read positions).
 
         Raises:
             TerminalError: No table there, no access. Not retryable.
             TransientError: The store does not answer. Retryable.
         """
         with delta_errors(f"open table '{self.label}'"):
-            return DeltaTable(self.uri, version=version, storage_options=dict(self.options), without_files=without_files)
+            return DeltaTable(self.uri, version=version, storage_options=dict(self.options))
 
     def create(
         self,
@@ -162,6 +161,19 @@ class TableLocation:
         from deltalake.fs import DeltaStorageHandler
 
         return pa_fs.PyFileSystem(DeltaStorageHandler(self.uri, options=dict(self.options)))
+
+    def log_stamp(self, version: int) -> tuple[object, ...]:
+        """Return what tells one log entry from another that took its place; empty if there is none."""
+        path = f"_delta_log/{version:020d}.json"
+        if self.is_local:
+            try:
+                found = (self.local_path / path).stat()
+            except FileNotFoundError:
+                return ()
+            return (found.st_ino, found.st_mtime_ns, found.st_size)
+        with delta_errors(f"look at table '{self.label}'"):
+            info = self.filesystem().get_file_info(path)
+        return () if info.type == pa_fs.FileType.NotFound else (info.mtime_ns, info.size)
 
     def read_log(self, version: int) -> list[dict[str, Any]] | None:
         """Return the actions of one commit, in order; None if that version is not in the log (yet, or any more)."""
