@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from waxlake.pipeline.spec import load_spec
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -107,6 +109,12 @@ def test_the_apps_spec_gets_every_variable_it_reads(compose: dict[str, Any]) -> 
     assert wanted
     assert wanted <= set(app["environment"])
     assert f"./deploy/waxlake.yml:{app['environment']['WAXLAKE_SPEC']}:ro" in app["volumes"]
+
+
+def test_the_apps_spec_is_a_spec(compose: dict[str, Any]) -> None:
+    spec = load_spec(ROOT / "deploy/waxlake.yml", environ=compose["services"]["app"]["environment"])
+    assert spec.mode == "continuous"
+    assert spec.configuration["bootstrap_servers"] == "redpanda:9092"
 
 
 def test_the_apps_bucket_is_the_one_that_is_made(compose: dict[str, Any]) -> None:
