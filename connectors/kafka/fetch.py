@@ -420,7 +420,9 @@ class Fetcher:
             )
         batches = list(self._advance(at, low, is_skipped=True))
         if not track.is_done:
-            consumer.seek(TopicPartition(*at, track.position))
+            # Not seek(): the error has ended the fetching of the partition, and there is nothing to seek in.
+            consumer.incremental_unassign([TopicPartition(*at)])
+            consumer.incremental_assign([TopicPartition(*at, track.position)])
         return batches
 
 

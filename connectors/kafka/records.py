@@ -257,7 +257,8 @@ def _valid_texts(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     is_text = [value is None or _is_utf8(value) for value in raw]
     texts = pc.if_else(pa.array(is_text), values, pa.scalar(None, pa.binary())).cast(pa.string())
     rescued = [
-        None if ok else f'{{"_raw_base64": "{base64.b64encode(v).decode()}"}}' for v, ok in zip(raw, is_text, strict=True)
+        None if ok else f'{{"_raw_base64": "{base64.b64encode(v).decode()}"}}'
+        for v, ok in zip(raw, is_text, strict=True)
     ]
     return texts, pa.array(rescued, pa.string())
 
