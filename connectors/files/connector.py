@@ -1,0 +1,264 @@
+"""The files connector: what there is to read, its schema, and readers of it; and a Bytewax source for plain dataflows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+
+from connectors.files.formats import make_format
+from connectors.files.inference import infer_schema
+from connectors.files.ledger import Ledger
+from connectors.files.local_store import LocalStore
+from connectors.files.reader import METADATA_TYPE, PARTITION, FilesReader
+from connectors.files.remote_store import URI, RemoteStore
+from connectors.files.settings import FilesSettings
+from connectors.files.store import Store
+from waxlake.stream.batch import MicroBatch
+from waxlake.stream.ddl import parse_ddl, to_ddl
+from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.errors import TerminalError, UserError
+from waxlake.stream.position import RowPosition
+from waxlake.stream.source import PartitionedSource, Reader, SourcePlan, SourceRange, SourceState, plan_partitions
+
+__all__ = ["METADATA_COLUMN", "FilesConnector", "FilesSource"]
+
+METADATA_COLUMN = "_metadata"
+RESCUED_COLUMN = "_rescued_data"
+
+
+class FilesConnector:
+    """New files under a path, each read exactly once.
+
+    Args:
+        settings: What to read and how.
+        ledger: Where the source keeps its ledger; its own, and durable like the tables it feeds.
+
+    Guarantee: each file gets one number before any of its rows is emitted; together with a sink that stores positions every
+    row is stored exactly once. A file is its path: content that changes after it was read is not read again.
+    """
+
+    def __init__(self, settings: FilesSettings, ledger: TableLocation) -> None:
+        self.settings = settings
+        self._location = ledger
+        self._lock = threading.Lock()
+        self._opened_store: Store | None = None
+        self._opened_ledger: Ledger | None = None
+        self._schema: pa.Schema | None = None
+
+    @property
+    def name(self) -> str:
+        """What the user calls the source."""
+        glob = self.settings.path_glob_filter
+        return f"files:{self._store.shown}" + (f":{glob}" if glob else "")
+
+    @property
+    def metadata_columns(self) -> tuple[str, ...]:
+        """The column that stays out of ``*``."""
+        return (METADATA_COLUMN,)
+
+    @property
+    def on_data_loss(self) -> str:
+        """``fail`` or ``skip``."""
+        return self.settings.on_data_loss
+
+    def resolve_schema(self) -> pa.Schema:
+        """Return the columns of the files: declared, else remembered by the ledger, else inferred. Writes nothing.
+
+        Raises:
+            SchemaError: A typo in the declared schema. Not retryable.
+            UserError: ``FILES_SCHEMA_UNKNOWN``: nothing declared, and no file to infer from. Not retryable.
+            TerminalError: ``FILES_PATH_NOT_FOUND``. Not retryable.
+        """
+        if self._schema is None:
+            declared = self.settings.declared_schema
+            ddl = self._ledger.stored_ddl() if declared is None else None
+            if declared is not None:
+                schema = parse_ddl(declared)
+            elif ddl is not None:
+                schema = parse_ddl(ddl)
+            else:
+                schema = self._inferred()
+            self._schema = pa.schema([field.with_nullable(True) for field in schema])
+        return self._schema
+
+    def empty(self) -> pa.Table:
+        """Return a table of no rows with every column a batch may have. Writes nothing."""
+        schema = self.resolve_schema()
+        fields = [*schema, pa.field(RESCUED_COLUMN, pa.string()), pa.field(METADATA_COLUMN, METADATA_TYPE)]
+        return pa.schema(fields).empty_table()
+
+    def inspect(self) -> SourceState:
+        """List the path, give numbers to new files, and return what there is to read.
+
+        Raises:
+            TerminalError: ``FILES_PATH_NOT_FOUND``, no access, or the ledger belongs to another source. Not retryable.
+            UserError: ``FILES_SCHEMA_UNKNOWN``. Not retryable.
+            TransientError: A store does not answer. Retryable.
+        """
+        schema = self.resolve_schema()
+        with self._lock:
+            self._check_path()
+            self._ledger.create(to_ddl(schema) if self.settings.declared_schema is None else None)
+            self._ledger.refresh()
+        self.discover()
+        with self._lock:
+            self._ledger.compact()
+            high = RowPosition(self._ledger.next_number).pack()
+            begin = RowPosition(self._ledger.begin or 0).pack()
+            identity = f"files:{self._source}@{self._ledger.table_id}"
+        return SourceState(
+            identity=identity,
+            name=self.name,
+            partitions={PARTITION: SourceRange(low=0, high=high)},
+            begin={PARTITION: begin},
+        )
+
+    def discover(self) -> int:
+        """List the path and record what is new; return how many files. Safe to call from any thread."""
+        with self._lock:
+            known = self._ledger.known()
+            found = self._store.list_files(known)
+            if not found and self._ledger.begin is not None:
+                return 0
+            self._ledger.refresh()
+            return self._ledger.record(found, include_existing=self.settings.include_existing_files)
+
+    def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
+        """Return one group: files are read in the order of their numbers by one reader."""
+        return {"0000": tuple(plan.partitions)} if plan.partitions and count else {}
+
+    def reader(self, plan: SourcePlan, partitions: tuple[str, ...], columns: frozenset[str]) -> Reader:
+        """Return the reader of a run; no columns asks for all but the metadata column."""
+        schema = self.resolve_schema()
+        wanted = columns or frozenset({*schema.names, RESCUED_COLUMN})
+        has_rescued, has_metadata = RESCUED_COLUMN in wanted, METADATA_COLUMN in wanted
+        if not has_rescued:  # with it every column counts: what is not declared is rescued
+            schema = pa.schema([field for field in schema if field.name in wanted] or [schema.field(0)])
+        fields = [*schema]
+        fields += [pa.field(RESCUED_COLUMN, pa.string())] if has_rescued else []
+        fields += [pa.field(METADATA_COLUMN, METADATA_TYPE)] if has_metadata else []
+        return FilesReader(
+            settings=self.settings,
+            store=self._store,
+            ledger=Ledger(self._location, self._source),
+            plan=plan.partitions[partitions[0]],
+            identity=plan.identity,
+            format=make_format(self.settings, schema, has_rescued=has_rescued),
+            empty=pa.schema(fields).empty_table(),
+            has_metadata=has_metadata,
+            discover=self.discover,
+        )
+
+    @property
+    def _store(self) -> Store:
+        if self._opened_store is None:
+            self._opened_store = _open_store(self.settings)
+        return self._opened_store
+
+    @property
+    def _ledger(self) -> Ledger:
+        if self._opened_ledger is None:
+            self._opened_ledger = Ledger(self._location, self._source)
+        return self._opened_ledger
+
+    @property
+    def _source(self) -> str:
+        """What is listed: path and glob, without credentials."""
+        return f"{self._store.shown}:{self.settings.path_glob_filter or ''}"
+
+    def _check_path(self) -> None:
+        """Stop at a path that is not there. A prefix of an object store is not there while it is empty."""
+        above = self._store.check()
+        if above is None or (not self._store.is_local and self._ledger.exists()):
+            return
+        raise TerminalError(
+            f"cannot read files of '{self._store.shown}'",
+            code="FILES_PATH_NOT_FOUND",
+            found=f"nothing there; nearest that exists: '{above}'",
+            expected="a folder, a file or a glob below an existing folder",
+            remedy="Correct the path, or create the folder"
+            if self._store.is_local
+            else "Correct the path, or put a file there",
+        )
+
+    def _inferred(self) -> pa.Schema:
+        self._check_path()
+        schema = infer_schema(self.settings, self._store, self._store.list_files())
+        if schema is None:
+            raise UserError(
+                f"cannot infer the schema of '{self._store.shown}'",
+                code="FILES_SCHEMA_UNKNOWN",
+                found="no file with a column",
+                expected=f"a {self.settings.format} file, or a declared schema",
+                remedy="Declare it, as in schema='id BIGINT, name STRING', or put a first file there",
+            )
+        return schema
+
+
+def _open_store(settings: FilesSettings) -> Store:
+    """Return the store behind the path; touches nothing yet but the local file system."""
+    path, glob, is_recursive = settings.path, settings.path_glob_filter, settings.recursive
+    match = URI.match(path)
+    if match is None or match.group(1).lower() in ("file", "local"):
+        return LocalStore(path[match.end() :] if match else path, glob, is_recursive)
+    return RemoteStore(path, settings.storage_options, glob, is_recursive)
+
+
+class FilesSource(FixedPartitionedSource[MicroBatch, None]):
+    """Files as an input of a hand-written Bytewax dataflow; its items are ``MicroBatch``.
+
+    The path is listed when Bytewax builds the dataflow. Positions are what the caller says: give those that the target table
+    holds, and rows are stored exactly once together with them.
+
+    Args:
+        path: Folder, file or glob; local, or an fsspec URI.
+        format: ``json``, ``csv`` or ``parquet``.
+        ledger: Where the source keeps its ledger of files.
+        schema: Columns as DDL text or a pyarrow schema; inferred once if not given.
+        positions: Stored position of the partition ``files``, or a function from what the source holds to it; none starts at
+            the first file.
+        is_bounded: End at the files that are there when the dataflow is built.
+        columns: Metadata columns that are wanted: ``_metadata``.
+        options: Further fields of ``FilesSettings``.
+
+    Guarantee: every row once per run, in order; exactly once with a sink that stores positions.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        format: str,
+        ledger: TableLocation | str,
+        schema: str | pa.Schema | None = None,
+        positions: Mapping[str, int] | Callable[[SourceState], Mapping[str, int]] | None = None,
+        is_bounded: bool = False,
+        columns: tuple[str, ...] = (),
+        **options: Any,
+    ) -> None:
+        location = ledger if isinstance(ledger, TableLocation) else TableLocation(str(ledger))
+        self.connector = FilesConnector(FilesSettings.of(path, format=format, schema=schema, **options), location)
+        self._positions, self._is_bounded, self._columns = positions, is_bounded, columns
+        self._source: PartitionedSource | None = None
+
+    def list_parts(self) -> list[str]:
+        """Return the one partition; Bytewax calls it on every worker."""
+        return self._opened().list_parts()
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> StatefulSourcePartition[MicroBatch, None]:
+        """Build the reader; Bytewax calls it on the worker that owns it."""
+        return self._opened().build_part(step_id, for_part, resume_state)
+
+    def _opened(self) -> PartitionedSource:
+        if self._source is None:
+            state = self.connector.inspect()
+            stored = self._positions(state) if callable(self._positions) else self._positions
+            loss = self.connector.on_data_loss
+            plan = plan_partitions(state, [stored or {}], on_data_loss=loss, is_bounded=self._is_bounded)
+            names = {*self.connector.resolve_schema().names, RESCUED_COLUMN, *self._columns}
+            self._source = PartitionedSource(connector=self.connector, plan=plan, columns=frozenset(names))
+        return self._source

@@ -1,0 +1,348 @@
+"""The ledger of a files source: a Delta table in which each file got a number, once, before any of its rows was emitted.
+
+Called by the connector (what is new?) and by the reader (which files have the numbers I am to read?). New files go into
+one commit that also stores the next free number as a ``txn``, from a held snapshot: of two runs that find the same file at
+the same time one fails, looks again and numbers only what is still new. Positions are (number, row).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pa_dataset
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from connectors.files.store import FoundFile
+from waxlake.stream.clock import utc_now
+from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.errors import TerminalError, TransientError
+from waxlake.stream.failpoints import failpoint
+from waxlake.stream.position import RowPosition
+
+__all__ = ["LEDGER_SCHEMA", "Ledger", "NumberedFile"]
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field(
+            "number", pa.int64(), metadata={"comment": "Order in which files are read; the major part of a position"}
+        ),
+        pa.field("path", pa.string(), metadata={"comment": "Absolute path or URI"}),
+        pa.field("size_bytes", pa.int64(), metadata={"comment": "Size when it was found"}),
+        pa.field(
+            "modified_at", pa.timestamp("us", tz="UTC"), metadata={"comment": "Modification time when it was found"}
+        ),
+        pa.field("etag", pa.string(), metadata={"comment": "Content tag of an object store, or NULL"}),
+        pa.field("discovered_at", pa.timestamp("us", tz="UTC"), metadata={"comment": "When it was found"}),
+        pa.field("edition", pa.int32(), metadata={"comment": "0; more for a file that changed before anyone read it"}),
+    ]
+)
+_NEXT = "waxlake/ledger"
+_BEGIN = "waxlake/ledger/begin"
+_SOURCE_PROPERTY = "waxlake.source"
+_SCHEMA_PROPERTY = "waxlake.schema"
+_ATTEMPTS = 30
+_REOPEN_AFTER_REFRESHES = 200
+_COMPACT_ABOVE_FILES = 64
+_EDITION_BITS = 32
+_MAX_EDITION = 15
+_WRITER = WriterProperties(compression="ZSTD", max_row_group_size=1 << 16)  # small groups: a range of numbers reads few
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedFile:
+    """A file of the ledger.
+
+    Attributes:
+        number: Its number; files are read in this order.
+        found: The file as it was when it got its number, or its last edition.
+        edition: How often it changed before anyone read it.
+    """
+
+    number: int
+    found: FoundFile
+    edition: int = 0
+
+    @property
+    def begin(self) -> int:
+        """Position of its first row; also the position after the file before it."""
+        return RowPosition(self.number).pack()
+
+    @property
+    def end(self) -> int:
+        """Position after the file."""
+        return RowPosition(self.number + 1).pack()
+
+    def position(self, row: int) -> int:
+        """Return the position of a row of this edition."""
+        return RowPosition(self.number, self.edition << _EDITION_BITS | row if row else 0).pack()
+
+    def row(self, position: int) -> int:
+        """Return the row at a position inside this file; -1 if the position belongs to another edition."""
+        minor = RowPosition.unpack(position).minor
+        edition, row = divmod(minor, 1 << _EDITION_BITS)
+        return row if edition == self.edition or not minor else -1
+
+
+class Ledger:
+    """The ledger of one source. Not thread-safe: one user at a time.
+
+    Args:
+        location: Where the Delta table lies.
+        source: What is listed, without credentials; a ledger never serves another source.
+    """
+
+    def __init__(self, location: TableLocation, source: str) -> None:
+        self._location, self._source = location, source
+        self._handle: DeltaTable | None = None
+        self._refreshes = 0
+        self._known: set[str] = set()
+        self._loaded: set[str] = set()
+
+    @property
+    def table_id(self) -> str:
+        """Id of the Delta table: a ledger that was deleted and made anew counts from 0 and is another one."""
+        return str(self._open().metadata().id)
+
+    @property
+    def next_number(self) -> int:
+        """The number the next new file will get."""
+        return int(self._open().transaction_version(_NEXT) or 0)
+
+    @property
+    def begin(self) -> int | None:
+        """The number a flow without a position starts at; None until the first listing was recorded."""
+        version = self._open().transaction_version(_BEGIN)
+        return None if version is None else int(version)
+
+    def exists(self) -> bool:
+        """Return whether the ledger was made already."""
+        return self._handle is not None or self._location.exists()
+
+    def stored_ddl(self) -> str | None:
+        """Return the inferred schema that the ledger remembers; None without one, or without a ledger. Writes nothing."""
+        if not self.exists():
+            return None
+        return dict(self._open().metadata().configuration).get(_SCHEMA_PROPERTY)
+
+    def create(self, ddl: str | None) -> None:
+        """Create the ledger unless it is there; remember ``ddl``, the inferred schema."""
+        if self.exists():
+            self._open()
+            return
+        properties = {_SOURCE_PROPERTY: self._source}
+        if ddl is not None:
+            properties[_SCHEMA_PROPERTY] = ddl
+        comment = "Files that a source has seen, each with its number"
+        self._handle = self._location.create(LEDGER_SCHEMA, comment=comment, properties=properties)
+        self._check_source()
+
+    def refresh(self) -> None:
+        """See what other runs have recorded."""
+        if self._handle is None:
+            return
+        self._refreshes += 1
+        if self._refreshes >= _REOPEN_AFTER_REFRESHES:
+            self._handle, self._refreshes = None, 0
+            self._open()
+            return
+        with delta_errors(f"refresh the file ledger '{self._location.label}'"):
+            self._handle.update_incremental()
+
+    def known(self) -> set[str]:
+        """Return the paths that have a number. Reads only what it has not read yet."""
+        names = self._data_files()
+        fresh = sorted(names - self._loaded)
+        if fresh:
+            with delta_errors(f"read the file ledger '{self._location.label}'"):
+                for batch in self._dataset(fresh).to_batches(columns=["path"]):
+                    self._known.update(batch.column(0).to_pylist())
+            self._loaded = names
+        return self._known
+
+    def record(self, found: Iterable[FoundFile], *, include_existing: bool = True) -> int:
+        """Give each new file the next number, in order of (modification time, path), in one commit.
+
+        Called at the start of a run and at each poll. Safe to repeat after a crash and beside another run.
+
+        Args:
+            found: Files that were listed; those with a number are left alone.
+            include_existing: Whether flows start before the files of the very first listing, or after them.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            TransientError: Others write the ledger all the time, or the store does not answer. Retryable.
+
+        Guarantee: a path has one number, a number one path, whatever runs beside or dies in between.
+        """
+        candidates = list({file.path: file for file in found}.values())
+        for attempt in range(_ATTEMPTS):
+            known = self.known()
+            new = sorted(file for file in candidates if file.path not in known)
+            begin = self.begin
+            if not new and begin is not None:
+                return 0
+            first = self.next_number
+            versions = {_NEXT: first + len(new)}
+            if begin is None:
+                versions[_BEGIN] = 0 if include_existing else first + len(new)
+            if self._commit(_rows(new, first), versions, attempt):
+                return len(new)
+        raise self._contention()
+
+    def replace_edition(self, file: NumberedFile, now: FoundFile) -> NumberedFile:
+        """Record that an unread file has changed and return its new edition, under the same number.
+
+        Raises:
+            TransientError: Others write the ledger all the time. Retryable.
+        """
+        for attempt in range(_ATTEMPTS):
+            current = self.files(file.number, file.number + 1)[0]
+            if current.found.is_same_content(now):
+                return current
+            if current.edition >= _MAX_EDITION:
+                raise TerminalError(
+                    f"cannot read file '{now.path}'",
+                    code="FILE_CHANGED",
+                    found=f"change number {_MAX_EDITION + 1} since it was found",
+                    expected="a file that is finished when it appears",
+                    remedy="Write it under a name that begins with '.' or ends with .tmp, and rename it when it is whole",
+                )
+            edition = NumberedFile(file.number, now, current.edition + 1)
+            if self._commit(_rows([now], file.number, edition.edition), {_NEXT: self.next_number}, attempt):
+                return edition
+        raise self._contention()
+
+    def files(self, first: int, last: int) -> list[NumberedFile]:
+        """Return the files with numbers in ``[first, last)``, in order.
+
+        Raises:
+            TerminalError: Some are missing: the ledger was changed by someone else. Not retryable.
+        """
+        if first >= last:
+            return []
+        where = (pc.field("number") >= first) & (pc.field("number") < last)
+        with delta_errors(f"read the file ledger '{self._location.label}'"):
+            rows = self._dataset(self._data_files_between(first, last)).to_table(filter=where)
+        rows = rows.sort_by([("number", "ascending"), ("edition", "ascending")])
+        latest: dict[int, NumberedFile] = {}
+        columns = [rows.column(name).to_pylist() for name in ("number", "path", "size_bytes", "etag", "edition")]
+        times = rows.column("modified_at").cast(pa.int64()).to_pylist()
+        for number, path, size_bytes, etag, edition, modified_us in zip(*columns, times, strict=True):
+            latest[number] = NumberedFile(number, FoundFile(modified_us, path, size_bytes, etag or ""), edition or 0)
+        if len(latest) != last - first:
+            raise TerminalError(
+                f"cannot read the file ledger '{self._location.label}'",
+                code="LEDGER_DAMAGED",
+                found=f"{len(latest)} files with numbers from {first} to {last - 1}",
+                expected=str(last - first),
+                remedy="Rows were deleted from it. Restore the table to an earlier version, or full-refresh the tables fed by it",
+            )
+        return list(latest.values())
+
+    def totals(self, first: int, last: int) -> tuple[int, int]:
+        """Return how many files have numbers in ``[first, last)``, and their bytes; a change of edition counts twice."""
+        where = (pc.field("number") >= first) & (pc.field("number") < last)
+        with delta_errors(f"read the file ledger '{self._location.label}'"):
+            sizes = self._dataset(self._data_files_between(first, last)).to_table(columns=["size_bytes"], filter=where)
+        return last - first, pc.sum(sizes.column(0)).as_py() or 0
+
+    def compact(self) -> None:
+        """Merge many small data files into few, if there are many, so that the next run opens it fast."""
+        if len(self._data_files()) <= _COMPACT_ABOVE_FILES:
+            return
+        with delta_errors(f"compact the file ledger '{self._location.label}'"):
+            try:
+                self._open().optimize.compact()
+            except CommitFailedError:
+                self._handle = None  # another run did it
+        self.refresh()
+
+    def _commit(self, rows: pa.Table, versions: Mapping[str, int], attempt: int) -> bool:
+        """Append rows and move the ``txn``s from the held snapshot; return False, refreshed, if another run was first."""
+        properties = CommitProperties(app_transactions=[Transaction(app, version) for app, version in versions.items()])
+        failpoint("ledger-write")
+        try:
+            with delta_errors(f"write the file ledger '{self._location.label}'"):
+                if len(rows):
+                    write_deltalake(
+                        self._open(), rows, mode="append", commit_properties=properties, writer_properties=_WRITER
+                    )
+                else:
+                    handle = self._open()
+                    handle.create_write_transaction(
+                        [], mode="append", schema=handle.schema(), commit_properties=properties
+                    )
+        except CommitFailedError:
+            self._handle = None
+            time.sleep(min(0.01 * 2**attempt, 0.5))
+            return False
+        except (TransientError, TerminalError):
+            self._handle = None  # it may have landed: look before the next attempt
+            raise
+        failpoint("ledger-written")
+        self.refresh()
+        return True
+
+    def _contention(self) -> TransientError:
+        return TransientError(
+            f"cannot write the file ledger '{self._location.label}' after {_ATTEMPTS} attempts",
+            code="LEDGER_CONTENTION",
+            remedy="Other runs write it all the time; give each pipeline its own storage",
+        )
+
+    def _open(self) -> DeltaTable:
+        if self._handle is None:
+            self._handle = self._location.open()
+            self._check_source()
+        return self._handle
+
+    def _check_source(self) -> None:
+        found = dict(self._open().metadata().configuration).get(_SOURCE_PROPERTY)
+        if found != self._source:
+            raise TerminalError(
+                f"cannot use the file ledger '{self._location.label}'",
+                code="LEDGER_OF_ANOTHER_SOURCE",
+                found=f"the files of {found}",
+                expected=f"the files of {self._source}",
+                remedy="The path or its glob changed. Give the flow a new name, or full-refresh its table and delete the ledger",
+            )
+
+    def _data_files(self) -> set[str]:
+        actions = self._open().get_add_actions(flatten=True)
+        return set(pa.table(actions).column("path").to_pylist())
+
+    def _data_files_between(self, first: int, last: int) -> list[str]:
+        """Return the data files that can hold numbers in ``[first, last)``, by the statistics of the log."""
+        actions = pa.table(self._open().get_add_actions(flatten=True))
+        names = actions.column("path").to_pylist()
+        if "min.number" not in actions.column_names:
+            return sorted(names)
+        low, high = actions.column("min.number").to_pylist(), actions.column("max.number").to_pylist()
+        bounds = zip(names, low, high, strict=True)
+        return sorted(name for name, lo, hi in bounds if lo is None or (lo < last and hi >= first))
+
+    def _dataset(self, names: Sequence[str]) -> pa_dataset.Dataset:
+        return pa_dataset.dataset(
+            list(names), schema=LEDGER_SCHEMA, filesystem=self._location.filesystem(), format="parquet"
+        )
+
+
+def _rows(files: Sequence[FoundFile], first: int, edition: int = 0) -> pa.Table:
+    times = pa.array([file.modified_us for file in files], pa.int64())
+    columns = {
+        "number": pa.array(range(first, first + len(files)), pa.int64()),
+        "path": pa.array([file.path for file in files], pa.string()),
+        "size_bytes": pa.array([file.size_bytes for file in files], pa.int64()),
+        "modified_at": times.cast(LEDGER_SCHEMA.field("modified_at").type),
+        "etag": pa.array([file.etag or None for file in files], pa.string()),
+        "discovered_at": pa.repeat(pa.scalar(utc_now(), LEDGER_SCHEMA.field("discovered_at").type), len(files)),
+        "edition": pa.repeat(pa.scalar(edition, pa.int32()), len(files)),
+    }
+    return pa.table(columns, schema=LEDGER_SCHEMA)

@@ -1,0 +1,163 @@
+"""Files of this machine: listed by scanning, without a look at those that are known already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from urllib.parse import quote, unquote_to_bytes
+
+from connectors.files.globs import has_magic, split_glob
+from connectors.files.store import FileChanged, FileGone, FoundFile, OpenFile, PathFilter, mapped_error
+
+__all__ = ["LocalStore"]
+
+
+class LocalStore:
+    """Files of this machine. Their paths are absolute; one that is no UTF-8 is written as a quoted ``file://`` URI."""
+
+    is_local = True
+
+    def __init__(self, path: str, name_glob: str | None = None, is_recursive: bool = True) -> None:
+        absolute = os.path.abspath(os.path.expanduser(path))
+        self.root, self.pattern = absolute, ""
+        self._single = os.path.isfile(absolute)
+        if has_magic(absolute) and not os.path.exists(absolute):
+            self.root, self.pattern = split_glob(absolute)
+        self._filter = PathFilter(self.pattern, name_glob, is_recursive)
+
+    @property
+    def shown(self) -> str:
+        """The path as listed, without credentials."""
+        return f"{self.root.rstrip('/')}/{self.pattern}" if self.pattern else self.root
+
+    def check(self) -> str | None:
+        """Return None if the path is there, else the nearest parent that is."""
+        path = self.root
+        if os.path.exists(path):
+            return None
+        while not os.path.exists(path):
+            path = os.path.dirname(path)
+        return path
+
+    def list_files(self, known: Collection[str] = ()) -> list[FoundFile]:
+        """Return the files that fit and are not known; known ones cost no look at the file."""
+        if self._single:
+            file = None if self.root in known else self.stat(self.root)
+            return [file] if file is not None and file.size_bytes else []
+        found: list[FoundFile] = []
+        queue, seen = [(self.root, "")], set()
+        linked: list[tuple[str, str]] = []
+        while queue or linked:  # real folders first: a link to one of them adds nothing
+            folder, relative = queue.pop() if queue else linked.pop()
+            try:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                folders, links = self._scan(folder, relative, known, found)
+            except FileNotFoundError:
+                continue  # removed meanwhile, or a link to nowhere
+            except OSError as exc:
+                raise mapped_error(f"list '{folder}'", exc) from exc
+            queue += folders
+            linked = sorted(linked + links, reverse=True)
+        return found
+
+    def _scan(
+        self, folder: str, relative: str, known: Collection[str], found: list[FoundFile]
+    ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        folders: list[tuple[str, str]] = []
+        links: list[tuple[str, str]] = []
+        prefix = folder if folder.endswith("/") else folder + "/"
+        admits_name, has_pattern = self._filter.admits_name, bool(self.pattern)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                below = f"{relative}/{name}" if relative else name
+                if entry.is_dir(follow_symlinks=True) if entry.is_symlink() else entry.is_dir():
+                    if self._filter.admits_folder(below):
+                        (links if entry.is_symlink() else folders).append((prefix + name, below))
+                    continue
+                if not admits_name(name) or (has_pattern and not self._filter.admits(below)):
+                    continue
+                path = _shown(prefix + name)
+                if path in known:
+                    continue
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue
+                if status.st_size and _is_regular(status.st_mode):
+                    found.append(FoundFile(status.st_mtime_ns // 1000, path, status.st_size))
+        return folders, links
+
+    def stat(self, path: str) -> FoundFile:
+        """Return the file as it is now."""
+        try:
+            status = os.stat(_raw(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileGone(path) from None
+        except OSError as exc:
+            raise mapped_error(f"look at file '{path}'", exc) from exc
+        return FoundFile(status.st_mtime_ns // 1000, path, status.st_size)
+
+    def open(self, file: FoundFile) -> OpenFile:
+        """Open the file; one that is replaced while it is read is read on as it was."""
+        try:
+            stream = open(_raw(file.path), "rb")  # noqa: SIM115 - the caller closes it
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileGone(file.path) from None
+        except OSError as exc:
+            raise mapped_error(f"open file '{file.path}'", exc) from exc
+
+        def verify() -> None:
+            _verify_status(file, os.fstat(stream.fileno()))
+
+        try:
+            verify()
+        except FileChanged:
+            stream.close()
+            raise
+        return OpenFile(stream, verify)
+
+    def read(self, file: FoundFile) -> bytes:
+        """Return all bytes; the file is looked at after they were read, so a torn read is noticed."""
+        try:
+            handle = os.open(_raw(file.path), os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileGone(file.path) from None
+        except OSError as exc:
+            raise mapped_error(f"open file '{file.path}'", exc) from exc
+        try:
+            data = os.read(handle, file.size_bytes)
+            while len(data) < file.size_bytes and (more := os.read(handle, file.size_bytes - len(data))):
+                data += more
+            _verify_status(file, os.fstat(handle))
+        except OSError as exc:
+            raise mapped_error(f"read file '{file.path}'", exc) from exc
+        finally:
+            os.close(handle)
+        return data
+
+
+def _verify_status(file: FoundFile, status: os.stat_result) -> None:
+    if status.st_size != file.size_bytes or status.st_mtime_ns // 1000 != file.modified_us:
+        raise FileChanged(FoundFile(status.st_mtime_ns // 1000, file.path, status.st_size))
+
+
+def _is_regular(mode: int) -> bool:
+    return mode & 0o170000 == 0o100000
+
+
+def _shown(path: str) -> str:
+    if path.isascii():
+        return path
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(path))
+    return path
+
+
+def _raw(path: str) -> str | bytes:
+    return unquote_to_bytes(path[7:]) if path.startswith("file://") else path

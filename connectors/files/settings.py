@@ -1,0 +1,118 @@
+"""What can be set about a files source; called by ``read_files`` and ``FilesSource``, read by everything else here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from waxlake.stream.errors import UsageError
+from waxlake.stream.settings import Settings, StorageOptions, nearest
+
+__all__ = ["FORMATS", "FilesSettings"]
+
+FORMATS: Final = ("json", "csv", "parquet")
+_LATER_FORMATS: Final = ("avro", "orc", "text", "binaryfile", "xml")
+_OF_FORMAT: Final[Mapping[str, frozenset[str]]] = {
+    "csv": frozenset({"header", "sep", "quote", "escape", "null_value", "encoding"}),
+    "json": frozenset({"multi_line"}),
+    "parquet": frozenset(),
+}
+
+
+class FilesSettings(Settings):
+    """Settings of a files source; option names are those of Auto Loader in snake_case."""
+
+    path: str = Field(
+        min_length=1, description="Folder, file or glob: a local path, or an fsspec URI (s3://bucket/prefix)"
+    )
+    format: Literal["json", "csv", "parquet"] = Field(description="Format of the files")
+    declared_schema: str | pa.Schema | None = Field(
+        default=None, alias="schema", description="Columns as DDL or a pyarrow schema; inferred once if not given"
+    )
+    storage_options: StorageOptions = Field(
+        default_factory=StorageOptions,
+        repr=False,
+        description="Options of the files' store, under their delta-rs names",
+    )
+    path_glob_filter: str | None = Field(
+        default=None, min_length=1, description="Read only files whose name fits this glob: * ? [a-z] {a,b}"
+    )
+    recursive: bool = Field(default=True, description="Read files of sub-folders too")
+    include_existing_files: bool = Field(
+        default=True, description="Read the files that were there before the first run; looked at in the first run only"
+    )
+    max_files_per_trigger: int | None = Field(default=None, ge=1, description="Most files in one micro-batch")
+    max_rows_per_batch: int = Field(default=100_000, ge=1, le=10_000_000, description="Most rows in one micro-batch")
+    max_bytes_per_batch: int = Field(
+        default=32 << 20, ge=1, le=1 << 30, description="Bytes after which a micro-batch is closed"
+    )
+    poll_interval_s: float = Field(
+        default=2.0, ge=0.01, le=86_400, description="Seconds between two listings in a continuous run"
+    )
+    settle_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="Seconds that a local file must have been left alone before it is read; objects of a store appear whole",
+    )
+    on_data_loss: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="What to do about a file that is gone, or was changed, before it was read to its end",
+    )
+    header: bool = Field(default=True, description="csv: the first record of a file names its columns")
+    sep: str = Field(default=",", min_length=1, max_length=1, description="csv: character between two fields")
+    quote: str = Field(default='"', max_length=1, description="csv: character around a field; empty for none")
+    escape: str = Field(
+        default="",
+        max_length=1,
+        description="csv: character that takes the next one literally; empty: a quote is doubled",
+    )
+    null_value: str = Field(default="", description="csv: unquoted text that stands for NULL")
+    encoding: Literal["utf-8", "UTF-8", "utf8", "UTF8"] = Field(default="utf-8", description="csv: only UTF-8 for now")
+    multi_line: Literal[False] = Field(
+        default=False, description="json: one document per line; others are not available yet"
+    )
+
+    @field_validator("storage_options", mode="before")
+    @classmethod
+    def _hide_secrets(cls, value: object) -> object:
+        return StorageOptions(value) if isinstance(value, Mapping) and not isinstance(value, StorageOptions) else value
+
+    @field_validator("sep", "quote", "escape")
+    @classmethod
+    def _one_byte(cls, value: str) -> str:
+        if not value.isascii() or value in ("\n", "\r"):
+            raise ValueError("must be one ASCII character, and not a line break")
+        return value
+
+    @classmethod
+    def of(cls, path: str, *, format: str, schema: str | pa.Schema | None = None, **options: Any) -> FilesSettings:
+        """Return the settings of ``read_files(path, format=..., schema=..., **options)``.
+
+        Raises:
+            UsageError: An unknown format or option, one of another format, or a value out of bounds. Not retryable.
+        """
+        what = f"read_files({path!r})"
+        kind = str(format).lower()
+        if kind in _LATER_FORMATS:
+            raise UsageError(
+                f"{what}: format {format!r} is not available yet",
+                code="FORMAT_NOT_AVAILABLE",
+                remedy=f"Valid: {', '.join(FORMATS)}",
+            )
+        if kind not in FORMATS:
+            raise UsageError(f"{what}: unknown format {format!r}", code="OPTION_INVALID", remedy=nearest(kind, FORMATS))
+        for other, names in _OF_FORMAT.items():
+            if other != kind and (strange := sorted(names & set(options))):
+                raise UsageError(
+                    f"{what}: option {strange[0]!r} belongs to format {other!r}",
+                    code="OPTION_INVALID",
+                    found=f"format {kind!r}",
+                    remedy="Leave it out, or change the format",
+                )
+        values = {"path": str(path), "format": kind, "schema": schema, **options}
+        settings: FilesSettings = cls.build(what, values)
+        return settings
