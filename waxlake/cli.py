@@ -1,0 +1,412 @@
+"""The command `waxlake`. Each command imports what it needs when it runs, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from waxlake.stream.errors import UsageError, WaxlakeError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from waxlake.pipeline.events import Event
+    from waxlake.pipeline.graph import Dataset, Graph
+    from waxlake.pipeline.progress import Listener
+    from waxlake.pipeline.spec import Spec
+    from waxlake.pipeline.status import PipelineStatus, TableStatus
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="waxlake",
+    help="Streams, databases and files into Delta tables, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SpecOption = Annotated[
+    Path | None,
+    typer.Option("--spec", help="Spec file or its folder; else WAXLAKE_SPEC, else waxlake.yml here or above."),
+]
+ParamOption = Annotated[
+    list[str] | None, typer.Option("--param", help="key=value; takes precedence over `configuration`. Repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, for machines.")]
+
+
+def main() -> None:
+    """Run the command line; errors become a message on standard error and an exit code."""
+    try:
+        app()
+    except Exception as exc:  # the boundary of the process
+        error = _waxlake_error(exc)
+        if error is None or os.environ.get("WAXLAKE_DEBUG") == "1":
+            raise
+        typer.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+
+
+def _waxlake_error(exc: BaseException) -> WaxlakeError | None:
+    """Return the error of ours behind an exception; what Bytewax wraps is its cause."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, WaxlakeError):
+        cause = cause.__cause__
+    return cause
+
+
+@app.callback(invoke_without_command=True)
+def _start(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    from waxlake.pipeline.guard import guard_packages
+
+    if version:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            typer.echo(f"waxlake {installed('waxlake')}")
+        except PackageNotFoundError:
+            typer.echo("waxlake, run from its sources")
+        raise typer.Exit
+    guard_packages()
+
+
+@app.command()
+def run(
+    continuous: Annotated[bool, typer.Option("--continuous", help="Go on until SIGTERM or Ctrl-C.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Worker threads in each process.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run an update: read what is new into every table, then stop."""
+    loaded = _load_spec(spec, param)
+    from waxlake.pipeline.run import RunOptions, run_update
+
+    options = RunOptions(mode="continuous" if continuous else None, workers=workers, processes=processes)
+    listener = _progress(is_json=json)
+    try:
+        run_update(loaded, options, [listener])
+    finally:
+        listener.close()
+
+
+def _progress(*, is_json: bool) -> Listener:
+    from waxlake.pipeline.progress import JsonProgress, LineProgress, TerminalProgress
+
+    if is_json:
+        return JsonProgress()
+    return TerminalProgress() if sys.stdout.isatty() else LineProgress()
+
+
+@app.command("dry-run")
+def dry_run(param: ParamOption = None, spec: SpecOption = None) -> None:
+    """Check every definition, name, column and type, without reading or writing data."""
+    from waxlake.pipeline.check import check_graph
+
+    graph = _load_graph(spec, param)
+    checked = check_graph(graph)
+    for name in _defined(graph):
+        typer.echo(f"{_kind(graph.datasets[name])} {name}")
+        columns = [f"{field.name} {field.type}" for field in checked.schemas.get(name, ())]
+        typer.echo(f"  columns: {', '.join(columns)}")
+        for flow, inputs in _inputs(graph, name):
+            typer.echo(f"  {flow}: from {', '.join(inputs)}")
+    typer.echo("ok")
+
+
+@app.command()
+def graph(
+    format: Annotated[Literal["text", "mermaid", "json"], typer.Option("--format", help="How to write it.")] = "text",
+    param: ParamOption = None,
+    spec: SpecOption = None,
+) -> None:
+    """Show what feeds what."""
+    loaded = _load_graph(spec, param)
+    lines = {"text": _graph_text, "mermaid": _graph_mermaid, "json": _graph_json}[format](loaded)
+    for line in lines:
+        typer.echo(line)
+
+
+@app.command()
+def tables(param: ParamOption = None, spec: SpecOption = None, json: JsonOption = False) -> None:
+    """List the stored tables: version, rows, size, files, last commit, path."""
+    from dataclasses import asdict
+
+    from waxlake.pipeline.lake import stored_tables, table_facts
+    from waxlake.pipeline.rows import json_line, size_text
+
+    facts = [table_facts(table) for table in stored_tables(_load_graph(spec, param)).values()]
+    if json:
+        for fact in facts:
+            typer.echo(json_line(asdict(fact)))
+        return
+    _echo_table(
+        ["table", "kind", "version", "rows", "size", "files", "last commit", "path"],
+        [
+            [
+                fact.name,
+                fact.kind.replace("_", " "),
+                _count(fact.version),
+                _count(fact.rows),
+                size_text(fact.size_bytes),
+                _count(fact.files),
+                f"{fact.committed_at:%Y-%m-%d %H:%M:%SZ}" if fact.committed_at else "not written yet",
+                fact.path,
+            ]
+            for fact in facts
+        ],
+        right=(2, 3, 4, 5),
+    )
+
+
+@app.command()
+def show(
+    table: Annotated[str, typer.Argument(help="Table name; also <table>_quarantine and events.")],
+    count: Annotated[int, typer.Option("-n", min=1, help="Rows.")] = 20,
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show some rows of a table."""
+    from waxlake.pipeline.lake import first_rows
+
+    _echo_rows(first_rows(_load_graph(spec, param), table, count), is_json=json)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="A SELECT in DuckDB's dialect; tables by name.")],
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a query over the pipeline's tables; nothing can be changed."""
+    from waxlake.pipeline.lake import run_sql
+
+    _echo_rows(run_sql(_load_graph(spec, param), query), is_json=json)
+
+
+@app.command()
+def status(param: ParamOption = None, spec: SpecOption = None, json: JsonOption = False) -> None:
+    """Show the last update, and each table's positions, backlog and rule counts."""
+    from waxlake.pipeline.rows import json_line
+    from waxlake.pipeline.status import pipeline_status
+
+    found = pipeline_status(_load_graph(spec, param))
+    for line in [json_line(found.to_dict())] if json else _status_lines(found):
+        typer.echo(line)
+
+
+@app.command()
+def events(
+    type: Annotated[str | None, typer.Option("--type", help="Only events of this type.")] = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="The newest so many.")] = 50,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the event log, oldest first."""
+    from waxlake.pipeline.events import EVENT_TYPES, read_events
+    from waxlake.stream.settings import nearest
+
+    if type is not None and type not in EVENT_TYPES:
+        raise UsageError(f"unknown event type {type!r}", code="OPTION_INVALID", remedy=nearest(type, EVENT_TYPES))
+    found = read_events(_load_spec(spec, None).events_location(), event_type=type, limit=count)
+    for event in found:
+        typer.echo(event.to_json() if json else _event_line(event))
+    if not found and not json:
+        typer.echo("no events yet")
+
+
+@app.command()
+def init(name: Annotated[str, typer.Argument(help="Folder to create; its last part names the pipeline.")]) -> None:
+    """Create a new project that runs."""
+    from waxlake.pipeline.scaffold import create_project
+
+    for path in create_project(Path(name)):
+        typer.echo(f"created {path}")
+    typer.echo(f"\nNow: cd {name} && waxlake run")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def demo(context: typer.Context) -> None:
+    """Run the main job on real data, with embedded services."""
+    from waxlake.demo.run import main as run_demo
+
+    raise typer.Exit(run_demo(context.args) or 0)
+
+
+def _load_spec(path: Path | None, params: Sequence[str] | None) -> Spec:
+    from waxlake.pipeline.spec import load_spec
+
+    values = {}
+    for text in params or ():
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UsageError("option --param", code="PARAM_INVALID", found=repr(key), expected="key=value")
+        values[key] = value
+    return load_spec(path, params=values)
+
+
+def _load_graph(path: Path | None, params: Sequence[str] | None) -> Graph:
+    spec = _load_spec(path, params)
+    from waxlake.pipeline.graph import load_graph
+
+    return load_graph(spec)
+
+
+def _defined(graph: Graph) -> list[str]:
+    return [name for name in graph.order if graph.datasets[name].kind != "quarantine"]
+
+
+def _kind(dataset: Dataset) -> str:
+    return dataset.kind.replace("_", " ")
+
+
+def _inputs(graph: Graph, name: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield (flow, what it reads), each input once."""
+    for flow in graph.datasets[name].flows:
+        yield flow.name, list(dict.fromkeys((*flow.inputs, *flow.statics)))
+
+
+def _graph_text(graph: Graph) -> Iterator[str]:
+    for name in _defined(graph):
+        dataset = graph.datasets[name]
+        comment = f"  {dataset.comment}" if dataset.comment else ""
+        yield f"{name} ({_kind(dataset)}){comment}"
+        for _, inputs in _inputs(graph, name):
+            yield from (f"  <- {read}" for read in inputs)
+        if dataset.quarantine is not None:
+            yield f"  -> {name}_quarantine"
+
+
+def _graph_mermaid(graph: Graph) -> Iterator[str]:
+    ids: dict[str, str] = {}
+
+    def node(name: str) -> str:
+        return ids.setdefault(name, f"n{len(ids)}")
+
+    edges = []
+    for name in _defined(graph):
+        node(name)
+        for _, inputs in _inputs(graph, name):
+            edges += [f"  {node(read)} --> {node(name)}" for read in inputs]
+        if graph.datasets[name].quarantine is not None:
+            edges.append(f"  {node(name)} -.-> {node(f'{name}_quarantine')}")
+    yield "flowchart LR"
+    for name, number in ids.items():
+        text = name.replace('"', "'")
+        yield f'  {number}["{text}"]' if name in graph.datasets else f'  {number}(["{text}"])'
+    yield from edges
+
+
+def _graph_json(graph: Graph) -> Iterator[str]:
+    from waxlake.pipeline.rows import json_line
+
+    datasets = []
+    for name in _defined(graph):
+        dataset = graph.datasets[name]
+        datasets.append(
+            {
+                "name": name,
+                "kind": dataset.kind,
+                "comment": dataset.comment,
+                "where": dataset.where,
+                "path": dataset.location.uri if dataset.location else None,
+                "quarantine": dataset.quarantine.uri if dataset.quarantine else None,
+                "flows": [
+                    {"name": flow.name, "inputs": list(flow.inputs), "statics": list(flow.statics)}
+                    for flow in dataset.flows
+                ],
+            }
+        )
+    yield json_line({"pipeline": graph.spec.name, "datasets": datasets})
+
+
+def _status_lines(found: PipelineStatus) -> Iterator[str]:
+    yield f"pipeline {found.pipeline}"
+    update = found.update
+    if update is None:
+        yield "no update yet: waxlake run"
+    else:
+        took = f", {update.duration_s:.1f} s" if update.duration_s is not None else ", no end recorded"
+        yield f"last update {update.state}, started {update.started_at:%Y-%m-%d %H:%M:%SZ}{took}  ({update.update_id})"
+        if update.state == "FAILED":
+            yield f"  {update.message}"
+    for table in found.tables:
+        yield ""
+        yield from _table_lines(table)
+
+
+def _table_lines(table: TableStatus) -> Iterator[str]:
+    if table.version is None:
+        yield f"{table.name}: not written yet"
+        return
+    yield f"{table.name}: {_count(table.rows)} rows, version {table.version}"
+    for position in table.positions:
+        known = [f"{n:,} {kind}" for kind, n in (position.backlog or {}).items() if n is not None]
+        backlog = f", {' and '.join(known)} to go then" if known else ""
+        yield f"  {position.source} partition {position.partition}: position {position.position}{backlog}"
+    for rule in table.rules:
+        total = rule.passed + rule.failed
+        yield f"  rule {rule.rule} ({rule.action}): {rule.failed:,} of {total:,} rows broke it"
+    if table.dropped:
+        yield f"  {table.dropped:,} rows dropped"
+    if table.quarantined:
+        yield f"  {table.quarantined:,} rows in {table.name}_quarantine"
+
+
+def _event_line(event: Event) -> str:
+    return f"{event.timestamp:%Y-%m-%d %H:%M:%SZ}  {event.level:<7}  {event.event_type:<18}  {event.message}"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _echo_rows(rows: pa.Table, *, is_json: bool) -> None:
+    import pyarrow as pa
+
+    from waxlake.pipeline.rows import json_line, text_of
+
+    if is_json:
+        for batch in rows.to_batches(max_chunksize=1000):
+            for row in batch.to_pylist():
+                typer.echo(json_line(row))
+        return
+    numeric = [i for i, f in enumerate(rows.schema) if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)]
+    names = rows.column_names
+    _echo_table(names, [[text_of(value) for value in row.values()] for row in rows.to_pylist()], right=numeric)
+    typer.echo(f"({rows.num_rows:,} {'row' if rows.num_rows == 1 else 'rows'})")
+
+
+def _echo_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:
+    from waxlake.pipeline.rows import aligned
+
+    cells = list(rows)
+    if not sys.stdout.isatty():
+        for line in aligned(headings, cells, right):
+            typer.echo(line)
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=SIMPLE, pad_edge=False)
+    for index, heading in enumerate(headings):
+        drawn.add_column(Text(heading), justify="right" if index in right else "left")
+    for row in cells:
+        drawn.add_row(*(Text(cell) for cell in row))
+    Console().print(drawn)

@@ -1,0 +1,189 @@
+"""How a pipeline stands: its last update, and each table's positions, backlog and rule counts. Called by `waxlake status`.
+
+Figures of tables come from their commits, so they are right after any crash; only the update's state comes from the event
+log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from waxlake.pipeline.commits import Commit, recent_commits
+from waxlake.pipeline.events import Event, read_events
+from waxlake.pipeline.lake import StoredTable, stored_tables, table_facts
+
+if TYPE_CHECKING:
+    from waxlake.pipeline.graph import Graph
+
+__all__ = ["PipelineStatus", "PositionStatus", "RuleStatus", "TableStatus", "UpdateStatus", "pipeline_status"]
+
+_COMMITS = 1000
+_ENDS = ("COMPLETED", "FAILED", "CANCELED")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateStatus:
+    """The last update.
+
+    Attributes:
+        update_id: Its identity.
+        state: State last recorded; ``RUNNING`` while it runs, and also when it was killed.
+        started_at: When it started, or the first that is known of it.
+        duration_s: Seconds from start to end; None without an end.
+        message: What was last said about it.
+    """
+
+    update_id: str
+    state: str
+    started_at: datetime
+    duration_s: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionStatus:
+    """Where a flow stands in one source partition, as of the table's last commit that moved it."""
+
+    flow: str
+    source: str
+    partition: str
+    position: int
+    backlog: Mapping[str, Any] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RuleStatus:
+    """What a rule counted, over the commits looked at."""
+
+    dataset: str
+    rule: str
+    action: str
+    passed: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class TableStatus:
+    """One table.
+
+    Attributes:
+        name: Dataset name.
+        kind: Kind of dataset.
+        version: Table version; None before the first commit.
+        rows: Rows it holds.
+        dropped: Rows that rules removed, over the commits looked at.
+        quarantined: Rows in its quarantine table.
+        commits: Number of flows' commits that the counts are over.
+        positions: One entry a flow, source and partition.
+        rules: One entry a rule.
+    """
+
+    name: str
+    kind: str
+    version: int | None
+    rows: int | None
+    dropped: int = 0
+    quarantined: int = 0
+    commits: int = 0
+    positions: list[PositionStatus] = field(default_factory=list)
+    rules: list[RuleStatus] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineStatus:
+    """A pipeline: its last update (None before the first) and its tables."""
+
+    pipeline: str
+    update: UpdateStatus | None
+    tables: Sequence[TableStatus]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; times are aware datetimes."""
+        return asdict(self)
+
+
+def pipeline_status(graph: Graph) -> PipelineStatus:
+    """Return how a pipeline stands.
+
+    Raises:
+        ExternalError: A table cannot be read.
+    """
+    tables = stored_tables(graph)
+    statuses, newest = [], None
+    for table in tables.values():
+        if table.kind in ("quarantine", "events"):
+            continue
+        commits = recent_commits(table.location, limit=_COMMITS) if table.location.exists() else []
+        if commits and (newest is None or commits[0].committed_at > newest.committed_at):
+            newest = commits[0]
+        statuses.append(_table_status(table, commits, tables.get(f"{table.name}_quarantine")))
+    return PipelineStatus(pipeline=graph.spec.name, update=_last_update(graph, newest), tables=statuses)
+
+
+def _table_status(table: StoredTable, commits: Sequence[Commit], quarantine: StoredTable | None) -> TableStatus:
+    facts = table_facts(table)
+    status = TableStatus(name=table.name, kind=table.kind, version=facts.version, rows=facts.rows)
+    status.quarantined = (table_facts(quarantine).rows or 0) if quarantine is not None else 0
+    counted = commits[:1] if table.kind == "materialized_view" else commits  # each commit of a view replaces it
+    status.commits = len(counted)
+    rules: dict[tuple[str, str], RuleStatus] = {}
+    for commit in counted:
+        for facts_of_flow in commit.flows.values():
+            status.dropped += facts_of_flow.get("dropped", 0)
+            for count in facts_of_flow.get("rules") or ():
+                key = (count["dataset"], count["rule"])
+                rule = rules.setdefault(key, RuleStatus(dataset=key[0], rule=key[1], action=count["action"]))
+                rule.passed += count["passed"]
+                rule.failed += count["failed"]
+    status.rules = list(rules.values())
+    status.positions = _positions(commits)
+    return status
+
+
+def _positions(commits: Sequence[Commit]) -> list[PositionStatus]:
+    """Return the newest position of each flow, source and partition."""
+    newest: dict[tuple[str, str, str], PositionStatus] = {}
+    for commit in commits:
+        for flow, facts in commit.flows.items():
+            for source in facts.get("sources") or ():
+                key = (flow, str(source["source"]), str(source["partition"]))
+                if key not in newest:
+                    newest[key] = PositionStatus(
+                        flow=flow,
+                        source=key[1],
+                        partition=key[2],
+                        position=source["end"],
+                        backlog=source.get("backlog"),
+                    )
+    return [newest[key] for key in sorted(newest)]
+
+
+def _last_update(graph: Graph, newest: Commit | None) -> UpdateStatus | None:
+    events = read_events(graph.spec.events_location(), event_type=("create_update", "update_progress"))
+    if not events:
+        return None if newest is None else _unreported(newest)
+    last = events[-1]
+    is_reported = newest is None or any(event.update_id == newest.run for event in events)
+    if newest is not None and not is_reported and newest.committed_at > last.timestamp:
+        return _unreported(newest)
+    return _reported([event for event in events if event.update_id == last.update_id])
+
+
+def _unreported(commit: Commit) -> UpdateStatus:
+    """An update that was killed before the event log heard of it: its commits are all that is known."""
+    return UpdateStatus(update_id=commit.run, state="RUNNING", started_at=commit.committed_at)
+
+
+def _reported(events: Sequence[Event]) -> UpdateStatus:
+    states = [(event.details.get("update_progress") or {}).get("state") for event in events]
+    ends = [event for event, state in zip(events, states, strict=True) if state in _ENDS]
+    return UpdateStatus(
+        update_id=events[0].update_id,
+        state=next((str(state) for state in reversed(states) if state), "RUNNING"),
+        started_at=events[0].timestamp,
+        duration_s=(ends[-1].timestamp - events[0].timestamp).total_seconds() if ends else None,
+        message=events[-1].message,
+    )
