@@ -25,6 +25,7 @@ _CODECS: Final = {
     ".lz4": "lz4",
     ".br": "brotli",
 }
+_SUFFIXES: Final = tuple(_CODECS)
 
 
 class Format(Protocol):
@@ -82,7 +83,7 @@ def make_format(settings: FilesSettings, schema: pa.Schema, *, has_rescued: bool
 
 def is_compressed(path: str) -> bool:
     """Return whether the name says that the file is compressed as a whole."""
-    return _codec(path) is not None
+    return path.endswith(_SUFFIXES) or path.lower().endswith(_SUFFIXES)
 
 
 def decompressed(stream: BinaryIO, path: str, format: str) -> Any:

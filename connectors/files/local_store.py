@@ -42,8 +42,7 @@ class LocalStore:
     def list_files(self, known: Collection[str] = ()) -> list[FoundFile]:
         """Return the files that fit and are not known; known ones cost no look at the file."""
         if self._single:
-            file = None if self.root in known else self.stat(self.root)
-            return [file] if file is not None and file.size_bytes else []
+            return self._list_single(known)
         found: list[FoundFile] = []
         queue, seen = [(self.root, "")], set()
         linked: list[tuple[str, str]] = []
@@ -62,6 +61,13 @@ class LocalStore:
             queue += folders
             linked = sorted(linked + links, reverse=True)
         return found
+
+    def _list_single(self, known: Collection[str]) -> list[FoundFile]:
+        try:
+            file = self.stat(self.root)
+        except FileGone:
+            return []
+        return [file] if file.size_bytes and file.path not in known else []
 
     def _scan(
         self, folder: str, relative: str, known: Collection[str], found: list[FoundFile]

@@ -90,11 +90,6 @@ class PieceQueue:
         bounds = self._bounds
         return self.rows >= bounds.rows or self.size_bytes >= bounds.size_bytes or self.files >= bounds.files
 
-    @property
-    def files_wanted(self) -> int:
-        """How many more files a batch could take."""
-        return self._bounds.files - self.files
-
     def append(self, piece: Piece) -> None:
         """Add the piece that follows."""
         self._pieces.append(piece)

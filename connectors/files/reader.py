@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,9 @@ _REMOTE_THREADS: Final = 16
 _LOAD_FILES: Final = 50_000
 _GIVE_UP_SETTLING_S: Final = 60.0
 _UNREADABLE = (pa.ArrowException, ValueError, OSError, EOFError)
+
+_Problem: TypeAlias = "FileGone | FileChanged | WaxlakeError | None"
+_Ahead: TypeAlias = "tuple[list[NumberedFile], Future[tuple[list[bytes], _Problem]]]"
 
 
 class FilesReader:
@@ -101,6 +104,7 @@ class FilesReader:
         self._is_waiting = False
         self._pool: ThreadPoolExecutor | None = None
         self._listing: Future[int] | None = None
+        self._ahead: _Ahead | None = None
         self._list_at_s = 0.0
         self._extend(RowPosition.unpack(plan.mark).major if plan.mark is not None else ledger.next_number)
 
@@ -196,7 +200,7 @@ class FilesReader:
             elif not self._is_settled(self._files[0].found):
                 return
             elif self._row == 0 and self._is_small(self._files[0]):
-                self._read_group(self._pieces.files_wanted)
+                self._read_group()
             else:
                 self._open_file()
 
@@ -204,12 +208,13 @@ class FilesReader:
         path = file.found.path
         return file.found.size_bytes <= _SMALL_BYTES and (self._settings.format == "parquet" or not is_compressed(path))
 
+    def _is_fresh(self, found: FoundFile) -> bool:
+        age_s = time.time() - found.modified_us / 1e6
+        return self._store.is_local and abs(age_s) < self._settings.settle_s
+
     def _is_settled(self, found: FoundFile) -> bool:
         """Return whether a local file has been left alone long enough to be whole; one read before counts as such."""
-        if not self._store.is_local or self._row:
-            return True
-        age_s = time.time() - found.modified_us / 1e6
-        if abs(age_s) >= self._settings.settle_s:
+        if self._row or not self._is_fresh(found):
             self._unsettled_since_s = None
             return True
         now_s = time.monotonic()
@@ -224,23 +229,41 @@ class FilesReader:
             )
         return False
 
-    def _read_group(self, max_files: int) -> None:
-        """Read the next small files whole, and split them together."""
-        group: list[NumberedFile] = []
-        size_bytes, most = 0, min(max_files, _GROUP_FILES if self._store.is_local else _REMOTE_GROUP_FILES)
-        for file in itertools.islice(self._files, most):
-            size_bytes += file.found.size_bytes
-            if not self._is_small(file) or (group and size_bytes > _GROUP_BYTES) or not self._is_settled(file.found):
-                break
-            group.append(file)
-        contents, problem = self._contents(group)
+    def _read_group(self) -> None:
+        """Read the next small files whole, and split them together; the group after them is read meanwhile."""
+        if self._ahead is not None and self._ahead[0][0] is self._files[0]:
+            group, contents, problem = *self._ahead[:1], *self._ahead[1].result()
+        else:
+            group = self._small_group(0)
+            contents, problem = self._contents(group)
+        self._ahead = None
+        after = self._small_group(len(group)) if problem is None else []
+        if after:
+            self._ahead = after, self._threads().submit(self._contents, after)
         if contents:
             self._take_group(group[: len(contents)], contents)
+        elif isinstance(problem, WaxlakeError):
+            raise problem
         elif problem is not None:
             self._take_problem(group[0], problem)
 
-    def _contents(self, group: Sequence[NumberedFile]) -> tuple[list[bytes], FileGone | FileChanged | None]:
-        """Return the bytes of the files, up to the first that is not what it was."""
+    def _small_group(self, first: int) -> list[NumberedFile]:
+        """Return the small files that follow, from the one at index ``first``, as many as are read at once."""
+        group: list[NumberedFile] = []
+        most = min(self._settings.max_files_per_trigger or _GROUP_FILES, _GROUP_FILES)
+        most = most if self._store.is_local else min(most, _REMOTE_GROUP_FILES)
+        size_bytes, newest_us = 0, int((time.time() - self._settings.settle_s) * 1e6)
+        for file in itertools.islice(self._files, first, first + most):
+            found = file.found
+            size_bytes += found.size_bytes
+            is_fresh = found.modified_us > newest_us and self._is_fresh(found)
+            if is_fresh or not self._is_small(file) or (group and size_bytes > _GROUP_BYTES):
+                break
+            group.append(file)
+        return group
+
+    def _contents(self, group: Sequence[NumberedFile]) -> tuple[list[bytes], _Problem]:
+        """Return the bytes of the files, up to the first that cannot be read or is not what it was."""
         contents: list[bytes] = []
         read = self._store.read
         try:
@@ -249,11 +272,8 @@ class FilesReader:
                     contents.append(read(file.found))
             else:
                 contents.extend(self._threads().map(lambda file: read(file.found), group))
-        except (FileGone, FileChanged) as problem:
+        except (FileGone, FileChanged, WaxlakeError) as problem:
             return contents, problem
-        except WaxlakeError:
-            if not contents:
-                raise
         return contents, None
 
     def _take_group(self, group: Sequence[NumberedFile], contents: Sequence[bytes]) -> None:
