@@ -1,4 +1,4 @@
-"""Fetches records of assigned partitions and makes micro-batches of them. Used by one thread; ``KafkaReader`` owns it.
+"""Fetches records of assigned partitions and says which batches they make. Used by one thread; ``KafkaReader`` owns it.
 
 librdkafka reads ahead and reconnects by itself. What is here follows the position of each partition exactly: over gaps,
 to fences and marks, and over offsets that are gone where the user said so.
@@ -19,12 +19,13 @@ import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from connectors.kafka.client import Complaints, is_authentication, kafka_error, open_consumer
+from connectors.kafka.fetched import Fetched, Piece
 from connectors.kafka.identity import read_key
-from connectors.kafka.records import Decoder, PartitionKey, Records, Segment, cut, gather, take
+from connectors.kafka.records import Offsets, PartitionKey, Records, Segment, cut, gather, take
 from connectors.kafka.settings import KafkaSettings
-from connectors.kafka.survey import Survey, Topic
-from waxlake.stream.batch import Backlog, MicroBatch
-from waxlake.stream.errors import SourceMoved, TerminalError, TransientError
+from connectors.kafka.watch import TopicWatch
+from waxlake.stream.batch import Backlog
+from waxlake.stream.errors import SourceMoved
 from waxlake.stream.source import SourcePlan
 
 __all__ = ["Fetcher"]
@@ -35,7 +36,7 @@ _CHUNK: Final = 10_000  # messages of one call: their objects still fit the cach
 _WAIT_S: Final = 0.05
 _PROBE_S: Final = 0.5
 _AWAY_S: Final = 5.0
-_CHECK_EVERY_S: Final = 30.0
+_NO_OFFSETS: Final = np.empty(0, np.int64)
 _MIN_MESSAGE_BYTES: Final = 16
 
 _EXPIRED: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
@@ -100,6 +101,10 @@ class _Track:
         """Whether the mark is reached."""
         return self.mark is not None and self.position >= self.mark
 
+    def bounded(self, end: int) -> int:
+        """Return ``end``, or the mark if that comes first."""
+        return end if self.mark is None else min(end, self.mark)
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -123,18 +128,15 @@ class Fetcher:
     def __init__(
         self, settings: KafkaSettings, plan: SourcePlan, partitions: Sequence[str], columns: frozenset[str]
     ) -> None:
-        self._settings, self._source, self._columns = settings, plan.identity, columns
-        self._decoder = Decoder(settings, columns)
-        self._empty = self._decoder.schema.empty_table()
-        self._known = {(p.topic, p.number): p for p in (read_key(settings, plan, key) for key in plan.partitions)}
-        self._tracks = {at: _track(p.key, plan) for at, p in self._known.items() if p.key in partitions}
+        self._settings, self._columns = settings, columns
+        known = {(p.topic, p.number): p for p in (read_key(settings, plan, key) for key in plan.partitions)}
+        self._watch = TopicWatch(settings, list(known.values()))
+        self._tracks = {at: _track(p.key, plan) for at, p in known.items() if p.key in partitions}
         self._keys = tuple(self._tracks)
         self._complaints = Complaints()
         self._message_bytes = 128.0
         self._expired: list[PartitionKey] = []
         self._is_gone = False
-        self._checked_at_s = time.monotonic()
-        self._announced: set[PartitionKey] = set()
         self._consumer: Consumer | None = None
         if not self.is_done:
             self._consumer = open_consumer(settings, self._complaints)
@@ -155,30 +157,32 @@ class Fetcher:
                 _LOG.debug("closing the consumer: %s", exc)
             self._consumer = None
 
-    def fetch(self) -> list[MicroBatch]:
-        """Return the next batches; waits about 50 ms when nothing is there.
+    def fetch(self) -> Fetched:
+        """Return what comes next; waits about 50 ms when nothing is there.
 
         Raises:
             TransientError: No broker has answered for seconds. May be called again: it goes on when one is back.
             SourceMoved: Offsets or the topic are gone. Not retryable.
             TerminalError: The user may no longer read. Not retryable.
         """
-        if self._consumer is None:
-            return []
+        consumer = self._consumer
+        if consumer is None:
+            return Fetched()
         if self._expired or self._is_gone:
-            return self._recover(self._consumer)
-        self._check_topics_now_and_then()
-        pending = self._consume(self._consumer)
+            return Fetched(pieces=self._recover(consumer))
+        if self._complaints.away_since_s is None:
+            self._watch.check_now_and_then()
+        pending = self._consume(consumer)
         self._check_credentials()
-        batches = self._batches(pending)
+        fetched = self._fetched(pending)
         if pending.rows:
             self._complaints.has_answered()
-        if batches:
-            self._pause_done(self._consumer)
+        if fetched.pieces:
+            self._pause_done(consumer)
         else:
-            # Only here may a retryable error be raised: batches that are made and not returned would be lost.
-            self._check_brokers(self._consumer)
-        return batches
+            # Only here may a retryable error be raised: positions have not moved, so nothing is lost by it.
+            self._check_brokers(consumer)
+        return fetched
 
     # Consuming ----------------------------------------------------------------------------------------------------------
 
@@ -246,83 +250,49 @@ class Fetcher:
             else:
                 self._complaints(error)
 
-    # Making batches -----------------------------------------------------------------------------------------------------
+    # Following positions ------------------------------------------------------------------------------------------------
 
-    def _batches(self, pending: _Pending) -> list[MicroBatch]:
-        batches: list[MicroBatch] = []
-        seen: set[PartitionKey] = set()
-        if pending.parts:
-            records, segments = gather(pending.parts)
-            table = self._decoder.decode(records, segments)
+    def _fetched(self, pending: _Pending) -> Fetched:
+        pieces: list[Piece] = []
+        records, segments = gather(pending.parts) if pending.parts else (None, [])
+        if records is not None:
             sizes = _running_sizes(records.values) if pending.size_bytes > self._settings.max_bytes_per_batch else None
             for segment in segments:
-                batches += self._segment_batches(segment, records, table, sizes)
-                seen.add(segment.partition)
+                pieces += self._segment_pieces(segment, records, sizes)
+        seen = {segment.partition for segment in segments}
         for at, track in self._tracks.items():
-            if at not in seen and track.end_seen > track.position and not track.is_done:
-                batches += self._advance(at, track.end_seen)
-        return batches
+            if at not in seen:
+                pieces += self._advance(at, track.end_seen)
+        return Fetched(pieces=pieces, records=records, segments=segments)
 
-    def _segment_batches(
-        self, segment: Segment, records: Records, table: pa.Table, sizes: np.ndarray | None
-    ) -> Iterator[MicroBatch]:
-        track = self._tracks[segment.partition]
-        first, last = segment.first, segment.last
+    def _segment_pieces(self, segment: Segment, records: Records, sizes: Offsets | None) -> Iterator[Piece]:
+        track, first, last = self._tracks[segment.partition], segment.first, segment.last
         offsets = records.offsets[first:last]
+        end = track.bounded(max(int(offsets[-1]) + 1, track.end_seen))
         weights = None if sizes is None else sizes[first : last + 1]
-        end = max(int(offsets[-1]) + 1, track.end_seen)
-        if track.mark is not None:
-            end = min(end, track.mark)
-        if end <= track.position:
-            return
-        bytes_per_row = records.values.nbytes / max(1, records.num_rows)
         limit = self._settings.max_bytes_per_batch
+        bytes_per_row = records.values.nbytes / records.num_rows
         for start, stop, a, b in cut(offsets, track.position, end, track.edges, weights, limit):
             track.position = stop
-            rows = table.slice(first + a, b - a)
-            yield self._batch(segment.partition, start, stop, rows, bytes_per_row)
+            backlog = self._backlog(segment.partition, track, bytes_per_row)
+            yield Piece(partition=track.key, start=start, end=stop, first=first + a, last=first + b, backlog=backlog)
 
-    def _advance(self, at: PartitionKey, end: int, *, is_skipped: bool = False) -> Iterator[MicroBatch]:
+    def _advance(self, at: PartitionKey, end: int, *, is_skipped: bool = False) -> Iterator[Piece]:
         """Move a partition to ``end`` without rows."""
         track = self._tracks[at]
-        if track.mark is not None:
-            end = min(end, track.mark)
-        if end <= track.position:
-            return
-        for start, stop, _, _ in cut(np.empty(0, np.int64), track.position, end, track.edges):
+        for start, stop, _, _ in cut(_NO_OFFSETS, track.position, track.bounded(end), track.edges):
             track.position = stop
-            yield self._batch(at, start, stop, self._empty, 0.0, skipped=(start, stop) if is_skipped else None)
+            backlog = self._backlog(at, track, 0.0)
+            yield Piece(partition=track.key, start=start, end=stop, backlog=backlog, is_skipped=is_skipped)
 
-    def _batch(
-        self,
-        at: PartitionKey,
-        start: int,
-        end: int,
-        rows: pa.Table,
-        bytes_per_row: float,
-        *,
-        skipped: tuple[int, int] | None = None,
-    ) -> MicroBatch:
-        track = self._tracks[at]
-        left = self._backlog(at, track, end)
-        return MicroBatch(
-            table=rows,
-            source=self._source,
-            partition=track.key,
-            start=start,
-            end=end,
-            read=rows.num_rows,
-            backlog=None if left is None else Backlog(records=left, size_bytes=int(left * bytes_per_row)),
-            skipped=skipped,
-        )
-
-    def _backlog(self, at: PartitionKey, track: _Track, end: int) -> int | None:
-        if track.mark is not None:
-            return track.mark - end
-        if self._consumer is None:
+    def _backlog(self, at: PartitionKey, track: _Track, bytes_per_row: float) -> Backlog | None:
+        high = track.mark
+        if high is None and self._consumer is not None:
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*at), cached=True)
+        if high is None or high < 0:
             return None
-        _, high = self._consumer.get_watermark_offsets(TopicPartition(*at), cached=True)
-        return max(0, high - end) if high >= 0 else None
+        records = max(0, high - track.position)
+        return Backlog(records=records, size_bytes=int(records * bytes_per_row) if bytes_per_row else None)
 
     def _pause_done(self, consumer: Consumer) -> None:
         """Stop fetching what lies behind marks."""
@@ -351,51 +321,17 @@ class Fetcher:
             raise kafka_error(self._what(at), exc.args[0], self._settings, self._complaints) from exc
         self._complaints.has_answered()
 
-    def _check_topics_now_and_then(self) -> None:
-        """Look every half a minute whether a topic was recreated or has got more partitions."""
-        if time.monotonic() - self._checked_at_s < _CHECK_EVERY_S or self._complaints.away_since_s is not None:
-            return
-        try:
-            self._check_topics()
-        except TransientError as exc:
-            _LOG.debug("looking at the topics: %s", exc)
-
-    def _check_topics(self) -> None:
-        self._checked_at_s = time.monotonic()
-        topics = {p.topic: p.topic_id for p in self._known.values()}
-        try:
-            with Survey(self._settings) as survey:
-                found = {topic.name: topic for topic in survey.describe(topics)}
-        except TerminalError as exc:
-            if exc.code != "KAFKA_UNKNOWN_TOPIC":
-                raise
-            raise _topic_gone(exc.what, "no such topic") from exc
-        for name, topic_id in topics.items():
-            new_id = found[name].topic_id
-            if topic_id and new_id != topic_id:
-                raise _topic_gone(f"cannot go on reading Kafka topic {name!r}", f"topic id {new_id}", topic_id)
-            self._warn_of_new_partitions(found[name])
-
-    def _warn_of_new_partitions(self, topic: Topic) -> None:
-        new = {(topic.name, number) for number in topic.partitions} - set(self._known) - self._announced
-        if new:
-            self._announced |= new
-            numbers = ", ".join(str(number) for _, number in sorted(new))
-            _LOG.warning(
-                "Kafka topic %r has new partitions (%s): they are read from the next start on", topic.name, numbers
-            )
-
-    def _recover(self, consumer: Consumer) -> list[MicroBatch]:
+    def _recover(self, consumer: Consumer) -> list[Piece]:
         """Find out what became of offsets or of a topic that a broker refused; go on if that is right."""
-        self._check_topics()
+        self._watch.check()
         self._is_gone = False
         if not self._expired:
             return []
-        batches = self._skip_expired(consumer, self._expired[0])
+        pieces = self._skip_expired(consumer, self._expired[0])
         del self._expired[0]
-        return batches
+        return pieces
 
-    def _skip_expired(self, consumer: Consumer, at: PartitionKey) -> list[MicroBatch]:
+    def _skip_expired(self, consumer: Consumer, at: PartitionKey) -> list[Piece]:
         track = self._tracks[at]
         try:
             low, high = consumer.get_watermark_offsets(TopicPartition(*at), timeout=self._settings.request_timeout_s)
@@ -418,22 +354,12 @@ class Fetcher:
                 remedy="They expired before they were read. Set on_data_loss='skip' to go on without them (recorded in the "
                 "event log), or full-refresh the table",
             )
-        batches = list(self._advance(at, low, is_skipped=True))
+        pieces = list(self._advance(at, low, is_skipped=True))
         if not track.is_done:
             # Not seek(): the error has ended the fetching of the partition, and there is nothing to seek in.
             consumer.incremental_unassign([TopicPartition(*at)])
             consumer.incremental_assign([TopicPartition(*at, track.position)])
-        return batches
-
-
-def _topic_gone(what: str, found: str, topic_id: str | None = None) -> SourceMoved:
-    return SourceMoved(
-        what,
-        code="KAFKA_TOPIC_GONE",
-        found=found,
-        expected=None if topic_id is None else f"topic id {topic_id}: it was deleted and made anew",
-        remedy="What the table holds came from the deleted topic. Full-refresh the table, or give the flow a new name",
-    )
+        return pieces
 
 
 def _track(key: str, plan: SourcePlan) -> _Track:
@@ -442,7 +368,7 @@ def _track(key: str, plan: SourcePlan) -> _Track:
     return _Track(key=key, position=part.read_from, mark=part.mark, edges=tuple(edges))
 
 
-def _running_sizes(values: pa.Array) -> np.ndarray:
+def _running_sizes(values: pa.Array) -> Offsets:
     """Return the running sum of the sizes of values, bytes, shape (n_rows + 1,)."""
     buffer = values.buffers()[1]
     return np.frombuffer(buffer, np.int32)[values.offset : values.offset + len(values) + 1].astype(np.int64)

@@ -21,7 +21,18 @@ from confluent_kafka import Message
 from connectors.json_records import JsonDecoder
 from connectors.kafka.settings import METADATA_COLUMNS, RESCUED_COLUMN, KafkaSettings
 
-__all__ = ["METADATA_SCHEMA", "Decoder", "Records", "Segment", "cut", "gather", "record_schema", "take"]
+__all__ = [
+    "METADATA_SCHEMA",
+    "Decoder",
+    "Offsets",
+    "PartitionKey",
+    "Records",
+    "Segment",
+    "cut",
+    "gather",
+    "record_schema",
+    "take",
+]
 
 PartitionKey = tuple[str, int]
 Offsets = npt.NDArray[np.int64]
@@ -173,6 +184,8 @@ def cut(
         Start and end position, first row and row after the last of each piece. Pieces are adjacent; a gap belongs to the
         piece before it.
     """
+    if end <= start:
+        return
     stops = [edge for edge in edges if start < edge < end] + [end]
     position, row = start, int(np.searchsorted(offsets, start))
     for stop in stops:

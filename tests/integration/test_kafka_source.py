@@ -18,7 +18,7 @@ from bytewax.testing import TestingSink, run_main
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from connectors.kafka import KafkaConnector, KafkaSettings, KafkaSource, fetch
+from connectors.kafka import KafkaConnector, KafkaSettings, KafkaSource, fetch, watch
 from tests.services import kafka
 from tests.services.kafka import ApacheKafka, KafkaCluster
 from waxlake.demo.process import free_port
@@ -430,7 +430,7 @@ def test_offsets_that_expire_during_a_run_are_skipped_on_request_and_told(
 def test_a_topic_deleted_during_a_run_stops_it(
     apache_kafka: KafkaCluster, topic: str, opened: list[Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr(watch, "_CHECK_EVERY_S", 0.2)
     _create(apache_kafka, topic)
     _produce(apache_kafka, topic, _texts(0, 10))
     connector = _connector(apache_kafka, topic)
@@ -447,7 +447,7 @@ def test_a_topic_deleted_during_a_run_stops_it(
 def test_a_topic_recreated_during_a_run_stops_it(
     kafka_cluster: KafkaCluster, topic: str, opened: list[Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr(watch, "_CHECK_EVERY_S", 0.2)
     _create(kafka_cluster, topic)
     _produce(kafka_cluster, topic, _texts(0, 10))
     connector = _connector(kafka_cluster, topic)
@@ -467,7 +467,7 @@ def test_new_partitions_are_told_during_a_run_and_read_by_the_next(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(fetch, "_CHECK_EVERY_S", 0.1)
+    monkeypatch.setattr(watch, "_CHECK_EVERY_S", 0.1)
     _create(apache_kafka, topic)
     connector = _connector(apache_kafka, topic, starting_offsets="latest")
     reader = connector.reader(_plan(connector, is_bounded=False), ("0",), _ROW)
