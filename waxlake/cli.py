@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from waxlake.pipeline.graph import Dataset, Graph
     from waxlake.pipeline.progress import Listener
     from waxlake.pipeline.spec import Spec
-    from waxlake.pipeline.status import PipelineStatus, TableStatus
+    from waxlake.pipeline.status import PipelineStatus, PositionStatus, TableStatus
 
 __all__ = ["app", "main"]
 
@@ -95,9 +95,11 @@ def run(
     options = RunOptions(mode="continuous" if continuous else None, workers=workers, processes=processes)
     listener = _progress(is_json=json)
     try:
-        run_update(loaded, options, [listener])
+        result = run_update(loaded, options, [listener])
     finally:
         listener.close()
+    if processes > 1 and not json:  # the processes report to the event log, not to this one
+        typer.echo(f"update {result.state.lower()} in {result.duration_s:.1f} s. Look further: waxlake status")
 
 
 def _progress(*, is_json: bool) -> Listener:
@@ -355,9 +357,10 @@ def _table_lines(table: TableStatus) -> Iterator[str]:
         return
     yield f"{table.name}: {_count(table.rows)} rows, version {table.version}"
     for position in table.positions:
-        known = [f"{n:,} {kind}" for kind, n in (position.backlog or {}).items() if n is not None]
-        backlog = f", {' and '.join(known)} to go then" if known else ""
-        yield f"  {position.source} partition {position.partition}: position {position.position}{backlog}"
+        known = {kind: n for kind, n in (position.backlog or {}).items() if n is not None}
+        ahead = " and ".join(f"{n:,} {kind}" for kind, n in known.items() if n)
+        backlog = f", {ahead} to go" if ahead else ", nothing to go" if known else ""
+        yield f"  {position.source} partition {position.partition}: position {_position(position)}{backlog}"
     for rule in table.rules:
         total = rule.passed + rule.failed
         yield f"  rule {rule.rule} ({rule.action}): {rule.failed:,} of {total:,} rows broke it"
@@ -365,6 +368,17 @@ def _table_lines(table: TableStatus) -> Iterator[str]:
         yield f"  {table.dropped:,} rows dropped"
     if table.quarantined:
         yield f"  {table.quarantined:,} rows in {table.name}_quarantine"
+
+
+def _position(position: PositionStatus) -> str:
+    """Return a position as its source counts: files and table versions are numbered, and so are the rows in them."""
+    from waxlake.stream.position import RowPosition
+
+    kind = {"files": "file", "delta": "version"}.get(position.source.partition(":")[0])
+    if kind is None:
+        return str(position.position)
+    row = RowPosition.unpack(position.position)
+    return f"{kind} {row.major}" + (f" row {row.minor}" if row.minor else "")
 
 
 def _event_line(event: Event) -> str:

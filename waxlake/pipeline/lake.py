@@ -135,13 +135,15 @@ def run_sql(graph: Graph, text: str) -> pa.Table:
     tables = stored_tables(graph)
     with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        _refuse_other_statements(connection, text)
+        kind = _kind_of_statement(connection, text)
         for table in _mentioned(tables, text):
             _make_view(connection, graph, table)
         connection.execute("SET enable_external_access = false")
         try:
-            relation = connection.sql(text)
-            return relation.to_arrow_table() if relation is not None else pa.table({})
+            if kind == "EXPLAIN":
+                lines = [line for _, plan in connection.execute(text).fetchall() for line in str(plan).splitlines()]
+                return pa.table({"plan": pa.array(lines, pa.string())})
+            return connection.sql(text).to_arrow_table()
         except duckdb.Error as exc:
             unknown = _UNKNOWN_TABLE.search(str(exc))
             if unknown is not None:
@@ -149,7 +151,7 @@ def run_sql(graph: Graph, text: str) -> pa.Table:
             raise _sql_error(exc) from None
 
 
-def _refuse_other_statements(connection: duckdb.DuckDBPyConnection, text: str) -> None:
+def _kind_of_statement(connection: duckdb.DuckDBPyConnection, text: str) -> str:
     import duckdb
 
     try:
@@ -165,6 +167,7 @@ def _refuse_other_statements(connection: duckdb.DuckDBPyConnection, text: str) -
             expected="one SELECT",
             remedy="Tables are written by the pipeline only",
         )
+    return str(kinds[0])
 
 
 def _sql_error(exc: Exception) -> UserError:
@@ -186,16 +189,13 @@ def _mentioned(tables: Mapping[str, StoredTable], text: str) -> Iterator[StoredT
 def _make_view(connection: duckdb.DuckDBPyConnection, graph: Graph, table: StoredTable) -> None:
     with delta_errors(f"read table '{table.name}'"):
         dataset = table.location.open().to_pyarrow_dataset()
-    source = f"__stored_{table.name.replace('.', '__')}"
-    connection.register(source, dataset)
     schema, _, plain = table.name.rpartition(".")
-    names = [f'"{plain}"'] if not schema else []
+    source = f"__stored_{schema}_{plain}" if schema else plain
+    connection.register(source, dataset)
     if schema or table.kind != "events":
         schema = schema or graph.spec.schema_name
         connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
-        names.append(f'"{schema}"."{plain}"')
-    for name in names:
-        connection.execute(f'CREATE VIEW {name} AS SELECT * FROM "{source}"')
+        connection.execute(f'CREATE VIEW "{schema}"."{plain}" AS SELECT * FROM temp.main."{source}"')
 
 
 def _missing(graph: Graph, tables: Mapping[str, StoredTable], name: str, kind: type[UserError]) -> UserError:

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["aligned", "json_line", "size_text", "text_of"]
 
-_CELL_WIDTH = 60
+_CELL_WIDTH = 80
 
 
 def json_line(value: Any) -> str:
@@ -51,6 +51,8 @@ def text_of(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, datetime):
         return value.isoformat(sep=" ").replace("+00:00", "Z")
+    if isinstance(value, float):
+        return repr(value)
     text = value if isinstance(value, str) else json_line(value).strip('"')
     text = " ".join(text.split("\n"))
     return text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"

@@ -71,6 +71,7 @@ class RunSummary:
         now_s: Time of the last one.
         tables: Table name to its figures, in the order of their first event.
         error: Message of the failure, if it failed.
+        reported_s: Seconds that the run says it took, start-up included; None before its end.
     """
 
     update_id: str = ""
@@ -79,6 +80,7 @@ class RunSummary:
     now_s: float = 0.0
     tables: dict[str, TableTotal] = field(default_factory=dict)
     error: str = ""
+    reported_s: float | None = None
 
     def take(self, event: Event) -> bool:
         """Add one event; return whether it belongs to this update."""
@@ -88,7 +90,9 @@ class RunSummary:
         self.now_s = event.timestamp.timestamp()
         self.started_s = self.started_s or self.now_s
         if event.event_type == "update_progress":
-            self.state = str((event.details.get("update_progress") or {}).get("state", self.state))
+            progress: Mapping[str, Any] = event.details.get("update_progress") or {}
+            self.state = str(progress.get("state", self.state))
+            self.reported_s = progress.get("duration_s", self.reported_s)
             if self.state == "FAILED":
                 self.error = event.message
         elif event.event_type == "flow_progress" and event.dataset:
@@ -123,7 +127,7 @@ class RunSummary:
 
     def lines(self) -> list[str]:
         """Return the closing summary for people: one line a table, one a rule that rows broke."""
-        duration_s = max(0.0, self.now_s - self.started_s)
+        duration_s = self.reported_s if self.reported_s is not None else max(0.0, self.now_s - self.started_s)
         outcome = (self.state or "RUNNING").lower()
         written = {name: table for name, table in self.tables.items() if table.rows or table.read or table.status}
         if not any(table.rows or table.read for table in written.values()) and outcome == "completed":

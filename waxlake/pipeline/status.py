@@ -180,10 +180,14 @@ def _unreported(commit: Commit) -> UpdateStatus:
 def _reported(events: Sequence[Event]) -> UpdateStatus:
     states = [(event.details.get("update_progress") or {}).get("state") for event in events]
     ends = [event for event, state in zip(events, states, strict=True) if state in _ENDS]
+    duration_s = None
+    if ends:
+        reported = (ends[-1].details.get("update_progress") or {}).get("duration_s")
+        duration_s = reported or (ends[-1].timestamp - events[0].timestamp).total_seconds()
     return UpdateStatus(
         update_id=events[0].update_id,
         state=next((str(state) for state in reversed(states) if state), "RUNNING"),
         started_at=events[0].timestamp,
-        duration_s=(ends[-1].timestamp - events[0].timestamp).total_seconds() if ends else None,
+        duration_s=duration_s,
         message=events[-1].message,
     )
