@@ -20,6 +20,7 @@ from waxlake.stream.batch import Backlog, MicroBatch
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import SourceMoved
 from waxlake.stream.position import RowPosition
+from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, spread
 
 __all__ = ["DeltaConnector"]
@@ -61,7 +62,7 @@ class DeltaConnector:
 
     def empty(self) -> pa.Table:
         """Return no rows, in the table's schema."""
-        return (self.schema or arrow_schema(self.location.open())).empty_table()
+        return no_rows(self.schema or arrow_schema(self.location.open()))
 
     def inspect(self) -> SourceState:
         """Return the versions that can be read now."""
@@ -130,7 +131,7 @@ class _DeltaReader:
                 break
         if self._position == start:
             return []
-        table = pa.concat_tables(tables) if tables else self._schema.empty_table()
+        table = pa.concat_tables(tables) if tables else no_rows(self._schema)
         backlog = None if self._mark is None else Backlog(files=None, records=None)
         return [
             MicroBatch(
@@ -197,7 +198,7 @@ class _DeltaReader:
                 for cut in [*self._fence_rows(position.major, begin, end), end]:
                     yield RowPosition(position.major, cut).pack(), rows.slice(0, cut - begin)
                     rows, begin = rows.slice(cut - begin), cut
-        yield RowPosition(position.major + 1).pack(), self._schema.empty_table()
+        yield RowPosition(position.major + 1).pack(), no_rows(self._schema)
 
     def _fence_rows(self, version: int, begin: int, end: int) -> list[int]:
         fences = (RowPosition.unpack(fence) for fence in self._fences)

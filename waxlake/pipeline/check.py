@@ -30,7 +30,7 @@ from waxlake.pipeline.transform import (
 )
 from waxlake.stream.delta_table import TableLocation, arrow_schema
 from waxlake.stream.errors import DefinitionError
-from waxlake.stream.schema import compare_schemas, delta_schema
+from waxlake.stream.schema import compare_schemas, delta_schema, no_rows
 from waxlake.stream.source import Connector
 
 __all__ = ["BatchQuery", "CheckedFlow", "CheckedGraph", "check_graph", "quarantine_schema"]
@@ -93,12 +93,12 @@ class BatchQuery:
 
 
 def _gathered(outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables([outcome.table for outcome in outcomes]) if outcomes else schema.empty_table()
+    return pa.concat_tables([outcome.table for outcome in outcomes]) if outcomes else no_rows(schema)
 
 
 def _base_rows(read: Read, tables: StaticTables, flow: Flow) -> pa.Table:
     """Return the rows a batch query starts from."""
-    connection = connect(threads=2)
+    connection = connect()
     try:
         if isinstance(read, TableRead):
             connection.register(static_alias(read.name), tables(read.name))
@@ -320,7 +320,7 @@ def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> Ch
         dataset=dataset.name,
         steps=(),
         expectations=dataset.expectations,
-        source=query.schema.empty_table(),
+        source=no_rows(query.schema),
         hidden=(),
         statics=(),
         tables=EmptyTables(checked),

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator
 
-import duckdb
-
 from waxlake.pipeline.declare import Registry, registering
 from waxlake.pipeline.definitions import (
     DatasetDefinition,
@@ -32,6 +30,7 @@ from waxlake.pipeline.definitions import (
     TableRead,
 )
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
+from waxlake.pipeline.transform import connect
 from waxlake.stream.delta_table import TableLocation, is_remote
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
 from waxlake.stream.settings import nearest
@@ -209,8 +208,7 @@ def referenced_tables(text: str, where: str) -> set[str]:
     Raises:
         DefinitionError: The text is not one SELECT. Not retryable.
     """
-    with duckdb.connect() as connection:
-        row = connection.execute("SELECT json_serialize_sql(?)", [text]).fetchone()
+    row = connect().execute("SELECT json_serialize_sql(?)", [text]).fetchone()
     parsed = json.loads(row[0]) if row else {"error": True}
     if parsed.get("error"):
         raise DefinitionError(

@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 from waxlake.pipeline.graph import is_external
 from waxlake.stream.clock import Clock
 from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.schema import no_rows
 
 if TYPE_CHECKING:
     from waxlake.pipeline.check import CheckedGraph
@@ -86,7 +87,7 @@ class EmptyTables:
 
     def __call__(self, name: str) -> pa.Table:
         """Return no rows, with the dataset's columns."""
-        return self._checked.schema_of(name).empty_table()
+        return no_rows(self._checked.schema_of(name))
 
 
 def _load(handle: DeltaTable, location: TableLocation) -> Any:

@@ -28,7 +28,7 @@ from waxlake.pipeline.definitions import (
 )
 from waxlake.stream.batch import RuleCount
 from waxlake.stream.errors import DefinitionError, ExpectationFailed, UserError, WaxlakeError, shorten
-from waxlake.stream.schema import cast_exact, delta_schema
+from waxlake.stream.schema import cast_exact, delta_schema, no_rows
 from waxlake.stream.settings import nearest
 
 __all__ = ["FAILED_RULES", "Outcome", "StaticTables", "Transform", "connect", "mentioned", "quote_name", "run_query", "static_alias", "with_static_aliases"]
@@ -44,11 +44,19 @@ def quote_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def connect(threads: int = 1) -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB connection of its own, in UTC, in memory, without access to files or the network."""
-    connection = duckdb.connect(config={"threads": threads, "enable_external_access": False})
-    connection.execute("SET TimeZone = 'UTC'")
-    return connection
+_database: duckdb.DuckDBPyConnection | None = None
+_database_lock = threading.Lock()
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB session of its own on this process's one in-memory database: UTC, no files, no network."""
+    global _database
+    with _database_lock:
+        if _database is None:
+            _database = duckdb.connect(config={"enable_external_access": False})
+        session = _database.cursor()
+    session.execute("SET TimeZone = 'UTC'")
+    return session
 
 
 def mentioned(steps: Iterable[Step], names: Iterable[str]) -> frozenset[str]:
@@ -171,7 +179,7 @@ class Transform:
             UserError: A step failed on these rows. Not retryable.
         """
         if table.num_rows == 0:
-            return Outcome(self.output.empty_table())
+            return Outcome(no_rows(self.output))
         rows, counts, dropped = self._staged(table, tables, self._connection())
         rows, rejected, final_counts, final_dropped = self._judge(rows, self.expectations, self.dataset)
         rules = (*counts, *final_counts)
@@ -212,7 +220,7 @@ class Transform:
                 expected=", ".join(self.schema.names),
                 remedy="Add them to schema=, or drop them",
             )
-        cast_exact(made.empty_table(), self.schema, what=f"table '{self.dataset}'")
+        cast_exact(no_rows(made), self.schema, what=f"table '{self.dataset}'")
 
     def _staged(
         self, table: pa.Table, tables: StaticTables, connection: duckdb.DuckDBPyConnection

@@ -17,6 +17,7 @@ from waxlake.pipeline.tables import LatestTables
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.clock import Clock
 from waxlake.stream.position import identity_version
+from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, spread
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class ViewConnector:
 
     def empty(self) -> pa.Table:
         """Return no rows, in the view's schema."""
-        return self.checked.schemas[self.view].empty_table()
+        return no_rows(self.checked.schemas[self.view])
 
     def inspect(self) -> SourceState:
         """Return the inputs' versions as one position."""

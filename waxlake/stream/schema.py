@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from waxlake.stream.errors import SchemaError, shorten
 
-__all__ = ["SchemaChange", "cast_exact", "compare_schemas", "delta_schema"]
+__all__ = ["SchemaChange", "cast_exact", "compare_schemas", "delta_schema", "no_rows"]
 
 _MAX_PRECISION = 38
 _SIGNED = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.decimal128(20, 0)}
@@ -64,6 +64,11 @@ def compare_schemas(stored: pa.Schema, new: pa.Schema) -> SchemaChange:
         ),
         recased=tuple((old, name) for name, old in recased.items()),
     )
+
+
+def no_rows(schema: pa.Schema) -> pa.Table:
+    """Return a table of these columns without rows; unlike ``Schema.empty_table`` it does not import pandas."""
+    return pa.Table.from_batches([], schema)
 
 
 def delta_schema(schema: pa.Schema) -> pa.Schema:
