@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from connectors.kafka.settings import KafkaSettings
 from waxlake.stream.errors import ExternalError, TerminalError, TransientError, UsageError
 
-__all__ = ["Complaints", "is_authentication", "kafka_error", "open_admin", "open_consumer"]
+__all__ = ["Complaints", "kafka_error", "open_admin", "open_consumer"]
 
 # librdkafka repeats every refused connection: whoever wants to read that, adds a handler.
 _LIBRDKAFKA_LOG: Final = logging.getLogger("connectors.kafka.librdkafka")
@@ -94,7 +94,7 @@ class Complaints:
     def __call__(self, error: KafkaError) -> None:
         """Take one error; librdkafka calls it from ``poll`` and ``consume``."""
         self.seen[error.code()] = error.str()
-        if is_authentication(error):
+        if _is_authentication(error):
             self.denied = self.denied or error
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self.away_since_s is None:
             self.away_since_s = time.monotonic()
@@ -112,7 +112,7 @@ class Complaints:
         return next(iter(self.seen.values()), "")
 
 
-def is_authentication(error: KafkaError) -> bool:
+def _is_authentication(error: KafkaError) -> bool:
     """Whether the broker refused the credentials."""
     return error.code() in _AUTHENTICATION
 
@@ -170,7 +170,7 @@ def kafka_error(what: str, error: KafkaError, settings: KafkaSettings, complaint
         complaints: What was said in the background, which often is the cause of a time-out.
     """
     servers = settings.bootstrap_servers
-    denied = error if is_authentication(error) else complaints.denied
+    denied = error if _is_authentication(error) else complaints.denied
     if denied is not None:
         return TerminalError(
             what,

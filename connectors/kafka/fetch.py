@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from connectors.kafka.client import Complaints, is_authentication, kafka_error, open_consumer
+from connectors.kafka.client import Complaints, kafka_error, open_consumer
 from connectors.kafka.fetched import Fetched, Piece
 from connectors.kafka.identity import read_key
 from connectors.kafka.records import Offsets, PartitionKey, Records, Segment, cut, gather, take
@@ -307,7 +307,7 @@ class Fetcher:
 
     def _check_credentials(self) -> None:
         denied = self._complaints.denied
-        if denied is not None and is_authentication(denied):
+        if denied is not None:
             raise kafka_error(self._what(self._keys[0]), denied, self._settings, self._complaints)
 
     def _check_brokers(self, consumer: Consumer) -> None:

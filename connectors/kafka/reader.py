@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class KafkaReader:
         self._source = plan.identity
         self._positions = {key: plan.partitions[key].read_from for key in partitions}
         self._marks = {key: plan.partitions[key].mark for key in partitions}
-        self._decoder, self._thread_decoder = Decoder(settings, columns), Decoder(settings, columns)
+        self._settings, self._columns = settings, columns
         self._fetcher = Fetcher(settings, plan, partitions, columns)
         self._changed = threading.Condition()
         self._items: deque[_Item] = deque()
@@ -61,6 +62,14 @@ class KafkaReader:
         self._error: WaxlakeError | None = None
         self._is_closing = False
         self._thread: threading.Thread | None = None
+
+    @functools.cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self._settings, self._columns)
+
+    @functools.cached_property
+    def _thread_decoder(self) -> Decoder:
+        return Decoder(self._settings, self._columns)
 
     @property
     def is_done(self) -> bool:
@@ -110,18 +119,20 @@ class KafkaReader:
             if not self._items and self._error is None:
                 self._changed.wait(_WAIT_S)
             if not self._items:
-                if self._error is not None:
-                    raise self._error
+                self._raise_error()
                 return None
             item = self._items[0]
-            while item.is_taken and item.batches is None and self._error is None:
+            while item.is_taken and item.batches is None:
+                self._raise_error()
                 self._changed.wait()
-            if item.is_taken and item.batches is None and self._error is not None:
-                raise self._error
             self._items.popleft()
             self._items_bytes -= item.fetched.size_bytes
             self._changed.notify_all()
             return item
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error.with_traceback(None)  # it is raised again and again while a broker is away
 
     def _read_ahead(self) -> None:
         """Fetch until closed, done, or stopped by an error, then help to decode; runs in the thread."""

@@ -128,7 +128,11 @@ def opened() -> Iterator[list[Reader]]:
         reader.close()
 
 
-def test_a_bounded_read_gets_every_record_once_in_order(kafka_cluster: KafkaCluster, topic: str) -> None:
+@pytest.mark.parametrize("ahead_bytes", [1, 64 << 20], ids=["full line", "long line"])
+def test_a_bounded_read_gets_every_record_once_in_order(
+    kafka_cluster: KafkaCluster, topic: str, ahead_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.kafka.reader._AHEAD_BYTES", ahead_bytes)
     _create(kafka_cluster, topic, partitions=3)
     for partition in range(3):
         _produce(kafka_cluster, topic, _texts(partition * 1000, 500 + partition), partition=partition)
