@@ -32,7 +32,7 @@ import waxlake as wl
 COLUMNS = "n BIGINT, s STRING"
 
 def read():
-    return wl.read_kafka({topic!r}, {bootstrap!r}, schema=COLUMNS, batch_rows=200)
+    return wl.read_kafka({topic!r}, {bootstrap!r}, schema=COLUMNS, max_rows_per_batch=200)
 
 @wl.table
 @wl.expect("short", "length(s) < 40")
@@ -140,10 +140,15 @@ class RecoveryLake:
         environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         if failpoint is not None:
             environ["WAXLAKE_FAILPOINT"] = f"{failpoint}:1"
-        log = (self.folder / f"{mode}.log").open("ab")
-        return subprocess.Popen(
-            [sys.executable, *MODES[mode]], cwd=self.folder, env=environ, stdout=log, stderr=log, start_new_session=True
-        )
+        with (self.folder / f"{mode}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, *MODES[mode]],
+                cwd=self.folder,
+                env=environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def log(self, mode: str) -> str:
         """Return what the processes of a mode printed."""
@@ -173,11 +178,11 @@ class RecoveryLake:
         """Run to the end without a kill; a continuous run is asked to stop once it has everything."""
         process = self.start(mode)
         if mode == "continuous":
-            self._await_everything(process)
+            self.await_everything(process)
             process.send_signal(signal.SIGTERM)
         assert wait(process) == 0, self.log(mode)
 
-    def _await_everything(self, process: subprocess.Popen[bytes]) -> None:
+    def await_everything(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline and process.poll() is None:
             if self._has_everything():

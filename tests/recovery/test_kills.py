@@ -10,7 +10,7 @@ import pytest
 from tests.recovery.lake import RecoveryLake
 from waxlake.stream.failpoints import FAILPOINTS
 
-pytestmark = [pytest.mark.recovery, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.parametrize("mode", ["triggered", "continuous", "two-workers", "two-processes", "bytewax-run"])

@@ -10,7 +10,7 @@ from sinks.delta import CommitReceipt
 from waxlake.pipeline.graph import Graph
 from waxlake.pipeline.plan import Completion, SourceGroup
 from waxlake.stream.clock import Clock
-from waxlake.stream.errors import TransientError, WaxlakeError
+from waxlake.stream.errors import CommitConflict, TransientError, WaxlakeError
 
 __all__ = ["Emit", "RunState"]
 
@@ -108,13 +108,18 @@ class RunState:
             return all(self._completion.is_complete(name) for name in waits_for)
 
     def fail(self, dataset: str, error: WaxlakeError) -> bool:
-        """Note that a dataset failed; return whether the rest of the run may go on."""
+        """Note that a dataset failed; return whether the rest of the run may go on.
+
+        A commit conflict ends the whole run: another run owns the tables.
+        """
         with self._lock:
             is_first = dataset not in self.failures
             self.failures.setdefault(dataset, error)
         if is_first:
             self._emit("flow_progress", str(error), level="ERROR", dataset=dataset, flow=dataset, error=error,
                        details={"flow_progress": {"status": "FAILED"}})  # fmt: skip
+        if isinstance(error, CommitConflict):
+            self.drain()
         return self._isolates
 
     def fail_group(self, group: SourceGroup, error: WaxlakeError) -> bool:
