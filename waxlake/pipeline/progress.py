@@ -179,19 +179,18 @@ class TerminalProgress:
         from rich.console import Console
         from rich.live import Live
 
+        live = Live(  # made outside the lock: it asks for the table at once
+            get_renderable=self._table,
+            console=Console(file=self._stream or sys.stdout),
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         with self._lock:
             if self._closed.is_set():
                 return
-            console = Console(file=self._stream or sys.stdout)
-            self._live = Live(
-                get_renderable=self._table,
-                console=console,
-                refresh_per_second=4,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            live = self._live
+            self._live = live
         _quietly(live.start)
         if self._closed.is_set():
             _quietly(live.stop)
