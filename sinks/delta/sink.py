@@ -6,7 +6,7 @@ large or old enough, whatever the length of a Bytewax epoch; it never commits in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -22,7 +22,7 @@ from waxlake.stream.clock import Clock
 from waxlake.stream.delta_table import TableLocation, arrow_schema
 from waxlake.stream.errors import CommitConflict, WaxlakeError
 from waxlake.stream.failpoints import failpoint
-from waxlake.stream.position import app_id, identity_app_id, identity_version
+from waxlake.stream.position import app_id
 from waxlake.stream.schema import cast_exact, delta_schema
 
 __all__ = ["DeltaSink", "DeltaTarget", "FlushPolicy", "SinkControl"]
@@ -72,13 +72,14 @@ class SinkControl:
         run_id: Identity of the run, unique.
         on_commit: Told of every commit, after it is durable.
         on_error: Told of an error that stops the table; returns whether it was taken care of (else it is raised).
-        source_names: Source identity to the name users know, remembered in the table to recognise a recreated source.
+        identities: Flow name to app ids that are stored with each of its commits, to recognise a source that was
+            recreated or exchanged.
     """
 
     run_id: str = "plain"
     on_commit: Callable[[CommitReceipt], None] = lambda receipt: None
     on_error: Callable[[WaxlakeError], bool] = lambda error: False
-    source_names: dict[str, str] = field(default_factory=dict)
+    identities: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -183,7 +184,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
             self._note_end(flow, batch)
         if not self._admit(committer, app, batch):
             return
-        self._remember_source(flow, batch.source)
+        self._identities.update(self._sink.control.identities.get(flow, {}))
         now_s = self._clock.now_s()
         move = self._moves.get(app)
         start = move.start if move else committer.stored(app)
@@ -258,11 +259,6 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         ended = self._ended.setdefault((flow, batch.source), set())
         ended.add(batch.partition)
         self._is_ending = self._is_ending or len(ended) >= batch.partition_count
-
-    def _remember_source(self, flow: str, source: str) -> None:
-        name = self._sink.control.source_names.get(source)
-        if name is not None:
-            self._identities[identity_app_id(flow, name)] = identity_version(source)
 
     def _is_due(self) -> bool:
         if not self._moves:

@@ -113,7 +113,7 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
             run_id=plan.update_id,
             on_commit=state.committed,
             on_error=lambda error: state.fail(target, error),
-            source_names=plan.names,
+            identities=plan.identities,
         ),
     )
 

@@ -16,8 +16,8 @@ from waxlake.pipeline.check import CheckedFlow, CheckedGraph, quarantine_schema
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import Dataset
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
-from waxlake.stream.errors import SourceMoved
-from waxlake.stream.position import RowPosition, app_id, identity_app_id, identity_version
+from waxlake.stream.errors import DefinitionError, SourceMoved
+from waxlake.stream.position import RowPosition, app_id, identity_app_id, identity_version, sources_app_id
 from waxlake.stream.schema import compare_schemas
 from waxlake.stream.source import SourcePlan, SourceState, plan_partitions
 
@@ -49,8 +49,7 @@ class SourceGroup:
     @property
     def is_view(self) -> bool:
         """Whether it is the query of a materialized view."""
-        read = self.flows[0].read
-        return isinstance(read, TableRead) and read.name.startswith("view:")
+        return _is_view(self.flows[0])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +60,8 @@ class RunPlan:
         update_id: Identity of the update.
         is_bounded: Whether it ends at the marks (triggered).
         sources: Group key to what to read; a group with nothing to do is missing.
-        names: Source identity to the name users know.
+        identities: Flow name to app ids that its commits store besides its positions: which source stood behind each
+            name, and which sources there were.
         marks: Flow name to app id to (where it begins without a position, the mark).
         skipped: Losses that are skipped on request, for the event log.
     """
@@ -69,7 +69,7 @@ class RunPlan:
     update_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     is_bounded: bool
     sources: dict[str, SourcePlan] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, dict[str, int]] = field(default_factory=dict)
     marks: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
@@ -145,8 +145,8 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
         state = states.get(connector.name) if not group.is_view else None
         if state is None:
             state = states[connector.name] = connector.inspect()
-        if state.name:
-            plan.names[state.identity] = state.name
+        for part in group.flows:
+            _remember_source(plan, checked, part, state)
         stored = [_stored_positions(checked, part, state) for part in group.flows]
         source = plan_partitions(state, stored, on_data_loss=connector.on_data_loss, is_bounded=is_bounded)
         for part in group.flows:
@@ -168,6 +168,20 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
     return plan
 
 
+def _remember_source(plan: RunPlan, checked: CheckedGraph, part: CheckedFlow, state: SourceState) -> None:
+    if not state.name:
+        return
+    flow = part.flow.name
+    plan.identities.setdefault(flow, {}).update(
+        {identity_app_id(flow, state.name): identity_version(state.identity), sources_app_id(flow): _source_set(checked, flow)}
+    )
+
+
+def _source_set(checked: CheckedGraph, flow: str) -> int:
+    names = sorted(part.connector.name for part in checked.flows if part.flow.name == flow)
+    return identity_version("\n".join(names))
+
+
 def _leave_out_finished(checked: CheckedGraph, groups: Sequence[SourceGroup], plan: RunPlan) -> None:
     completion = Completion(checked, plan)
     for group in groups:
@@ -179,6 +193,10 @@ def _leave_out_finished(checked: CheckedGraph, groups: Sequence[SourceGroup], pl
             del plan.sources[group.key]
 
 
+def _is_view(part: CheckedFlow) -> bool:
+    return isinstance(part.read, TableRead) and part.read.name.startswith("view:")
+
+
 def _reads_dataset(checked: CheckedGraph, part: CheckedFlow) -> bool:
     return isinstance(part.read, TableRead) and part.read.name in checked.graph.datasets
 
@@ -188,6 +206,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
     location = checked.graph.datasets[part.flow.target].location
     assert location is not None
     handle = location.open()
+    _refuse_changed_sources(checked, part, handle)
     known = handle.transaction_version(identity_app_id(part.flow.name, state.name)) if state.name else None
     if known is not None and known != identity_version(state.identity):
         if part.connector.on_data_loss == "skip":
@@ -206,6 +225,22 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
         if stored is not None:
             positions[partition] = stored
     return positions
+
+
+def _refuse_changed_sources(checked: CheckedGraph, part: CheckedFlow, handle: DeltaTable) -> None:
+    if _is_view(part):
+        return
+    known = handle.transaction_version(sources_app_id(part.flow.name))
+    if known is not None and known != _source_set(checked, part.flow.name):
+        names = sorted(p.connector.name for p in checked.flows if p.flow.name == part.flow.name)
+        raise DefinitionError(
+            f"flow '{part.flow.name}' reads other sources than when it last ran",
+            where=part.flow.where,
+            code="FLOW_SOURCES_CHANGED",
+            found=", ".join(names),
+            expected="the sources its positions belong to",
+            remedy="Feed the table from a further source with wl.append_flow, or give this flow a new name to start anew",
+        )
 
 
 class Completion:
@@ -251,7 +286,7 @@ class Completion:
         return True
 
     def _has_read_all(self, part: CheckedFlow, handle: DeltaTable) -> bool:
-        if isinstance(part.read, TableRead) and part.read.name.startswith("view:"):
+        if _is_view(part):
             return self._is_view_fresh(part, handle)
         if not _reads_dataset(self._checked, part):
             return all(

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from urllib.parse import quote
 
-__all__ = ["MAX_POSITION", "RowPosition", "app_id", "identity_app_id", "identity_version"]
+__all__ = ["MAX_POSITION", "RowPosition", "app_id", "identity_app_id", "identity_version", "sources_app_id"]
 
 MAX_POSITION = 2**63 - 1
 _MINOR_BITS = 36
@@ -34,6 +34,11 @@ def app_id(flow: str, source: str, partition: str) -> str:
 def identity_app_id(flow: str, name: str) -> str:
     """Return the app id that remembers *which* source stood behind ``name`` when the flow last committed."""
     return "/".join(["waxlake", quote(flow, safe=_SAFE), quote(name, safe=_SAFE), "identity"])
+
+
+def sources_app_id(flow: str) -> str:
+    """Return the app id that remembers the set of sources the flow read when it last committed."""
+    return "/".join(["waxlake", quote(flow, safe=_SAFE), "sources"])
 
 
 def identity_version(identity: str) -> int:
