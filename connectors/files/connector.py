@@ -168,7 +168,8 @@ class FilesConnector:
     @property
     def _source(self) -> str:
         """What is listed: path and glob, without credentials."""
-        return f"{self._store.shown}:{self.settings.path_glob_filter or ''}"
+        depth = "" if self.settings.recursive else ":flat"
+        return f"{self._store.shown}:{self.settings.path_glob_filter or ''}{depth}"
 
     def _check_path(self) -> None:
         """Stop at a path that is not there. A prefix of an object store is not there while it is empty."""

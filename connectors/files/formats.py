@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Final, Protocol, TypeAlias
 
@@ -89,7 +90,22 @@ def is_compressed(path: str) -> bool:
 def decompressed(stream: BinaryIO, path: str, format: str) -> Any:
     """Return the stream of what the file holds, uncompressed where its name says that it is compressed."""
     codec = None if format == "parquet" else _codec(path)
-    return stream if codec is None else pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), codec)
+    return stream if codec is None else pa.CompressedInputStream(pa.PythonFile(_Borrowed(stream), mode="r"), codec)
+
+
+class _Borrowed(io.RawIOBase):
+    """A stream that stays open when Arrow has read it to its end: the reader still asks whose bytes they were."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        """Return True, for Arrow."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to ``size`` bytes."""
+        return self._stream.read(size)
 
 
 def _codec(path: str) -> str | None:

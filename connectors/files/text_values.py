@@ -6,7 +6,7 @@ Called by the csv format for each column, and by inference to find the narrowest
 from __future__ import annotations
 
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Final
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ _TIME: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.
 _ZONE: Final = r"(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
 _EXTRA_DIGITS: Final = r"(\.[0-9]{6})0+"
 
+_EXACT: Final = Context(prec=80, traps=[Inexact, InvalidOperation])
 _Cast = Callable[[pa.Array], pa.Array]
 
 
@@ -146,7 +147,7 @@ def _floats(texts: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _decimals(texts: pa.Array, kind: pa.DataType) -> pa.Array:
     def cast(part: pa.Array) -> pa.Array:
-        return part.cast(kind) if len(part) > 1 else pa.array([_exact_decimal(part[0].as_py(), kind)], kind)
+        return part.cast(kind) if len(part) != 1 else pa.array([_exact_decimal(part[0].as_py(), kind)], kind)
 
     return _cast_or_null(texts, cast, kind)
 
@@ -155,13 +156,12 @@ def _exact_decimal(text: str | None, kind: pa.DataType) -> Decimal | None:
     if text is None:
         return None
     try:
-        value = Decimal(text)
-        scaled = value.scaleb(kind.scale)
-    except InvalidOperation:
+        scaled = _EXACT.scaleb(Decimal(text), kind.scale)
+        whole = scaled.to_integral_value(context=_EXACT)
+    except (InvalidOperation, Inexact):
         return None
-    whole = int(scaled)
     fits = scaled == whole and abs(whole) < 10**kind.precision
-    return Decimal(whole).scaleb(-kind.scale) if fits else None
+    return _EXACT.scaleb(whole, -kind.scale) if fits else None
 
 
 def _timestamps(texts: pa.Array, kind: pa.DataType) -> pa.Array:
