@@ -212,14 +212,13 @@ def plan_partitions(
                 )
             skipped = (start, held.low)
         if wanted[-1] > held.high:
-            if on_data_loss != "skip":
-                raise SourceMoved(
-                    f"cannot read {state.name} partition {partition}",
-                    code="SOURCE_SHRUNK",
-                    found=f"end position {held.high}",
-                    expected=f"at least {wanted[-1]}, which the table holds already",
-                    remedy="The source was truncated or recreated. Full-refresh the table, or give the flow a new name",
-                )
+            raise SourceMoved(
+                f"cannot read {state.name} partition {partition}",
+                code="SOURCE_SHRUNK",
+                found=f"end position {held.high}",
+                expected=f"at least {wanted[-1]}, where its reader has to go on",
+                remedy="The source was truncated or recreated, or starts before that. Give the flow a new name to start anew",
+            )
         plans[partition] = PartitionPlan(
             start=start,
             mark=held.high if is_bounded else None,
