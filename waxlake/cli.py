@@ -239,14 +239,15 @@ def init(name: Annotated[str, typer.Argument(help="Folder to create; its last pa
     typer.echo(f"\nNow: cd {name} && waxlake run")
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
-def demo(context: typer.Context) -> None:
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option("--fast", help="Two weeks of the data instead of the year.")] = False,
+    folder: Annotated[Path | None, typer.Option("--folder", help="Work folder, made anew; else ./waxlake-demo.")] = None,
+) -> None:
     """Run the main job on real data, with embedded services."""
     from waxlake.demo.run import main as run_demo
 
-    raise typer.Exit(run_demo(context.args) or 0)
+    run_demo(fast=fast, folder=folder)
 
 
 def _load_spec(path: Path | None, params: Sequence[str] | None) -> Spec:

@@ -84,6 +84,11 @@ class ChildProcess:
         """Whether the command has not ended yet."""
         return self._popen.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """How the command ended: its exit code, or minus the signal that killed it; None while it runs."""
+        return self._popen.poll()
+
     def wait_until(self, answers: Callable[[], bool], *, timeout_s: float) -> None:
         """Block until ``answers()`` is true.
 

@@ -1,0 +1,235 @@
+"""The demo: a broker, a publisher and a pipeline, each in a process of its own; a kill half-way; every row compared.
+
+Called by `waxlake demo`.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from waxlake.demo.broker import EmbeddedBroker
+from waxlake.demo.data import FAST, FULL, FlightData, Schedule, load_data
+from waxlake.demo.folder import DemoFolder, demo_folder
+from waxlake.demo.process import ChildFailed, ChildProcess
+from waxlake.demo.publish import create_topic, land_reference_files
+from waxlake.demo.report import DemoFigures, report
+from waxlake.demo.stored import stored_rows
+from waxlake.demo.verify import Check, check_rules, check_tables
+from waxlake.pipeline.commits import commits_since
+from waxlake.pipeline.graph import load_graph
+from waxlake.pipeline.spec import Spec, load_spec
+from waxlake.pipeline.status import PipelineStatus, pipeline_status
+from waxlake.stream.errors import InternalError, TerminalError
+
+__all__ = ["main", "verify"]
+
+_POLL_S = 0.1
+_TELL_EVERY_S = 3.0
+_STUCK_AFTER_S = 60.0
+_UPDATE_S = 120.0
+_DRAIN_S = 30.0
+_EVENTS = "bronze.flights"
+
+
+def main(*, fast: bool = False, folder: Path | None = None) -> None:
+    """Run the demo, from services to summary, in the foreground.
+
+    Args:
+        fast: Two weeks of the data instead of the year.
+        folder: Work folder; ``waxlake-demo`` in the working directory if not given.
+
+    Raises:
+        UsageError: The folder is not the demo's. Not retryable.
+        TerminalError: A package of the extra `demo` is missing, or a process ended that should not have. Not retryable.
+        InternalError: ``DEMO_MISMATCH``: a table differs from the data set. Not retryable; a defect.
+    """
+    with _ending_on_sigterm(), demo_folder(folder or Path("waxlake-demo")) as place:
+        _Demo(place, FAST if fast else FULL).run()
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that the children are stopped."""
+
+    def end(number: int, _frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def verify(spec: Spec, data: FlightData) -> tuple[PipelineStatus, list[Check]]:
+    """Return how the demo's pipeline stands, and each comparison of its tables with the data set."""
+    status = pipeline_status(load_graph(spec))
+    (silver,) = (table for table in status.tables if table.name == "silver.flights")
+    return status, [*check_tables(spec, data), *check_rules(silver, data)]
+
+
+class _Demo:
+    """One demo in progress."""
+
+    def __init__(self, place: DemoFolder, schedule: Schedule) -> None:
+        self._place, self._schedule = place, schedule
+        self._console = Console()
+        self._started_s = time.monotonic()
+        self._told_s = 0.0
+        self._first_row_s: float | None = None
+        self._spec = load_spec(place.spec, environ={})
+        self._data = load_data(schedule)
+        self._runs = 0
+
+    def run(self) -> None:
+        """Run all stages."""
+        total = self._data.flights.num_rows
+        with ExitStack() as stack:
+            broker = EmbeddedBroker(log_path=self._place.log("broker"))
+            stack.enter_context(broker)
+            self._tell(f"broker at {broker.bootstrap_servers}, work folder {self._place.path}")
+            address = broker.bootstrap_servers
+            create_topic(address)
+            land_reference_files(self._data, self._place.landing)
+            publisher = self._start_publisher(stack, address)
+            self._tell(f"publishing {total:,} flights as events and their weather as files")
+            pipeline = self._start_pipeline(stack, address, "--continuous")
+            self._tell("pipeline running: waxlake run --continuous")
+            self._watch(publisher, pipeline, until_rows=total // 2)
+            pipeline.kill()
+            killed_at, killed_at_rows = datetime.now(timezone.utc), self._rows(_EVENTS)
+            self._tell(f"killed the pipeline with SIGKILL: {_EVENTS} holds {killed_at_rows:,} rows")
+            pipeline = self._start_pipeline(stack, address, "--continuous")
+            self._tell("restarted it; events kept arriving meanwhile")
+            self._watch(publisher, pipeline, until_rows=total)
+            running_s = time.monotonic() - (self._first_row_s or self._started_s)
+            self._tell(f"{_EVENTS} holds {self._rows(_EVENTS):,} rows; the pipeline drains and stops")
+            self._drain(pipeline)
+            self._update(stack, address)
+            self._tell("a last triggered update has brought every table up to date: waxlake run")
+        self._conclude(killed_at, killed_at_rows, running_s)
+
+    def _conclude(self, killed_at: datetime, killed_at_rows: int, running_s: float) -> None:
+        self._tell("comparing every table with the data set")
+        status, checks = verify(self._spec, self._data)
+        first = next(
+            commit
+            for commit in commits_since(self._spec.table_location(_EVENTS), -1)
+            if commit.committed_at > killed_at
+        )
+        figures = DemoFigures(
+            events=self._data.flights.num_rows,
+            running_s=running_s,
+            killed_at_rows=killed_at_rows,
+            down_s=(first.committed_at - killed_at).total_seconds(),
+            caught_up_rows=first.receipt(_EVENTS).rows,
+            total_s=time.monotonic() - self._started_s,
+        )
+        report(self._console, status, checks, figures, self._place.path)
+        wrong = [check for check in checks if not check.is_ok]
+        if wrong:
+            raise InternalError(
+                f"the demo's tables differ from the data set: {wrong[0].what}",
+                code="DEMO_MISMATCH",
+                found=f"{wrong[0].found:,}",
+                expected=f"{wrong[0].expected:,}",
+                remedy=f"Please report this with the folder {self._place.path}",
+            )
+
+    def _start_publisher(self, stack: ExitStack, bootstrap_servers: str) -> ChildProcess:
+        arguments = ["--bootstrap-servers", bootstrap_servers, "--landing", str(self._place.landing.absolute())]
+        arguments += ["--weather-table", self._spec.table_location("bronze.weather").uri]
+        if self._schedule is FAST:
+            arguments.append("--fast")
+        command = [sys.executable, "-m", "waxlake.demo.publish", *arguments]
+        return self._start(stack, command, "publisher")
+
+    def _start_pipeline(self, stack: ExitStack, bootstrap_servers: str, *options: str) -> ChildProcess:
+        self._runs += 1
+        command = [sys.executable, "-m", "waxlake", "run", "--spec", str(self._place.spec.absolute()), *options]
+        command += ["--param", f"bootstrap_servers={bootstrap_servers}"]
+        return self._start(stack, command, f"pipeline-{self._runs}")
+
+    def _start(self, stack: ExitStack, command: Sequence[str], name: str) -> ChildProcess:
+        # In the work folder: Python looks for modules in the working directory first, and the user's may hold anything.
+        child = ChildProcess(command, log_path=self._place.log(name), directory=self._place.path)
+        stack.callback(child.kill)
+        return child
+
+    def _watch(self, publisher: ChildProcess, pipeline: ChildProcess, *, until_rows: int) -> None:
+        """Return once bronze.flights holds so many rows; say how it goes meanwhile."""
+        last, moved_s = -1, time.monotonic()
+        while (rows := self._rows(_EVENTS)) < until_rows:
+            if not pipeline.is_running:
+                raise self._failed(pipeline, "the pipeline ended")
+            if not publisher.is_running and publisher.exit_code:
+                raise self._failed(publisher, "the publisher ended")
+            if rows != last:
+                last, moved_s = rows, time.monotonic()
+                if rows:
+                    self._first_row_s = self._first_row_s or moved_s
+            elif time.monotonic() - moved_s > _STUCK_AFTER_S:
+                raise self._failed(pipeline, f"{_EVENTS} has held {rows:,} rows for {_STUCK_AFTER_S:g} s")
+            if time.monotonic() - self._told_s >= _TELL_EVERY_S:
+                self._tell_progress()
+            time.sleep(_POLL_S)
+
+    def _drain(self, pipeline: ChildProcess) -> None:
+        pipeline.stop(grace_s=_DRAIN_S)
+        if pipeline.exit_code != 0:
+            raise self._failed(pipeline, f"the pipeline ended with exit code {pipeline.exit_code} after SIGTERM")
+
+    def _update(self, stack: ExitStack, bootstrap_servers: str) -> None:
+        update = self._start_pipeline(stack, bootstrap_servers)
+        self._wait(update, lambda: not update.is_running, "update", _UPDATE_S)
+        if update.exit_code != 0:
+            raise self._failed(update, f"the update ended with exit code {update.exit_code}")
+
+    def _wait(self, child: ChildProcess, answers: Callable[[], bool], name: str, timeout_s: float) -> None:
+        try:
+            child.wait_until(answers, timeout_s=timeout_s)
+        except ChildFailed as exc:
+            raise self._failed(child, f"the {name} failed") from exc
+
+    def _failed(self, child: ChildProcess, what: str) -> TerminalError:
+        return TerminalError(
+            f"the demo cannot go on: {what}",
+            code="DEMO_FAILED",
+            found=f"at the end of its log\n{child.log_tail()}\n",
+            remedy=f"See {child.log_path}",
+        )
+
+    def _rows(self, table: str) -> int:
+        return stored_rows(self._spec.table_location(table))
+
+    def _published(self) -> dict[str, int] | None:
+        """Return what the publisher last said; None before its first word."""
+        lines = self._place.log("publisher").read_text(errors="replace").splitlines(keepends=True)
+        said = [line for line in lines if line.startswith("{") and line.endswith("}\n")]
+        found: dict[str, int] | None = json.loads(said[-1]) if said else None
+        return found
+
+    def _tell_progress(self) -> None:
+        published = self._published() or {}
+        files = published.get("weather_files", 0)
+        self._tell(
+            f"published {published.get('flights', 0):,} flights, {files} weather files · "
+            f"bronze {self._rows(_EVENTS):,} · silver {self._rows('silver.flights'):,} · "
+            f"with weather {self._rows('silver.flights_weather'):,}"
+        )
+
+    def _tell(self, text: str) -> None:
+        self._told_s = time.monotonic()
+        self._console.print(
+            f"{self._told_s - self._started_s:5.1f} s  {text}", soft_wrap=True, markup=False, highlight=False
+        )
