@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -29,19 +30,29 @@ RESCUED = "_rescued_data"
 
 _SLICE_BYTES = 32 << 20
 _FEW_ROWS = 64  # fewer are decoded in Python sooner than an engine starts
+_SHAPES = 3  # kinds of records in a batch that are worth a query each
+_PIECES = 4  # into which refused rows are cut to find the bad ones
 _SPACE = " \t\r\n"
 _OPEN, _CLOSE, _OPEN_LIST = ord("{"), ord("}"), ord("[")
+_NOT_MALFORMED = ("unexpected field", "changed from", "Failed to convert", "specified twice", "decimal128")
 _THREAD_BLOCK_BYTES = 4 << 20
 _READ_AS_TEXT = (pa.timestamp("us"), pa.date32(), pa.binary())  # the reader would take a zone, a number, plain text
 
 
-class _Refused(Exception):  # noqa: N818 - control flow within this module, never seen outside
-    """The strict parser does not vouch for this block."""
+class _Refused(Exception):
+    """The strict parser does not vouch for this block.
+
+    Args:
+        is_malformed: Whether a record seems to be no JSON: a guess from the parser's words, which chooses the next attempt.
+    """
+
+    def __init__(self, *, is_malformed: bool = False) -> None:
+        self.is_malformed = is_malformed
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Decoded rows and where they belong in the batch."""
+    """Decoded rows and where they belong in the batch, in ascending order."""
 
     rows: np.ndarray
     columns: list[pa.Array]
@@ -109,8 +120,8 @@ class JsonDecoder:
         if not is_odd.any():
             try:
                 columns = self._parser.parse(texts)
-            except _Refused:
-                return self._assemble(self._decode_rows(texts, values, rows), length)
+            except _Refused as refused:
+                return self._assemble(self._decode_rows(texts, values, rows, is_malformed=refused.is_malformed), length)
             part = _Part(rows, [*columns, pa.nulls(len(rows), pa.string())])
             return self._assemble([part], length)
         odd, even = pa.array(is_odd), ~is_odd
@@ -141,73 +152,118 @@ class JsonDecoder:
         columns = [pa.chunked_array([part.columns[i] for part in parts], type=kind) for i, kind in enumerate(kinds)]
         return self._table([column.combine_chunks().take(order) for column in columns], length)
 
-    def _decode_rows(self, texts: pa.Array, values: pa.Array, rows: np.ndarray) -> list[_Part]:
+    def _decode_rows(
+        self, texts: pa.Array, values: pa.Array, rows: np.ndarray, *, is_malformed: bool = True
+    ) -> list[_Part]:
         """Decode rows that begin and end like objects, and of which some may be anything."""
         parts: list[_Part] = []
-        shaped = self._engine.by_shape(texts) if len(rows) >= _FEW_ROWS else None
-        if shaped is not None:
-            mask, columns = shaped
+        first = self._by_validity if is_malformed else self._by_extra
+        for decode in (first, *(self._engine.by_shape,) * _SHAPES):
+            found = decode(texts) if len(rows) >= _FEW_ROWS else None
+            if found is None:
+                continue
+            mask, columns = found
             taken, others = mask.to_numpy(zero_copy_only=False), pc.invert(mask)
             parts.append(_Part(rows[taken], columns))
             rows, texts, values = rows[~taken], texts.filter(others), values.filter(others)
         return [*parts, *self._decode_sorted(texts, values, rows)]
 
+    def _by_validity(self, texts: pa.Array) -> tuple[pa.Array, list[pa.Array]] | None:
+        """Decode the rows that are JSON, if malformed ones are all that is wrong with the batch."""
+        mask = self._engine.valid(texts)
+        if not pc.any(mask).as_py():
+            return None
+        some = texts.filter(mask)
+        try:
+            return mask, [*self._parser.parse(some), pa.nulls(len(some), pa.string())]
+        except _Refused:
+            return None
+
+    def _by_extra(self, texts: pa.Array) -> tuple[pa.Array, list[pa.Array]] | None:
+        """Decode the rows that hold, beside declared fields, the one undeclared field of the first row.
+
+        The commonest case, and the strict parser still vouches for all else. A NULL is left to others: the field may be
+        missing there, or null.
+        """
+        extra = self._engine.single_extra(texts)
+        if extra is None:
+            return None
+        try:
+            *columns, values = self._parser.parse(texts, extra=extra)
+        except _Refused:
+            return None
+        mask = pc.is_valid(values)
+        if values.null_count == len(values):
+            return None
+        if values.null_count:
+            columns, values = [column.filter(mask) for column in columns], values.drop_null()
+        return mask, [*columns, self._engine.as_object(extra.name, values)]
+
     def _decode_sorted(self, texts: pa.Array, values: pa.Array, rows: np.ndarray) -> list[_Part]:
         """Decode rows of many shapes: those that fail alike together, the rest one by one."""
         if len(rows) < _FEW_ROWS:
             return [_Part(rows, self._exact.decode(values.to_pylist()))] if len(rows) else []
+        fine = "." * len(self._columns)
+        if self._is_flat:
+            try:
+                done, rest = self._decode_block(texts, np.arange(len(rows)), fine)
+                return self._joined(done, rest, values, rows)
+            except _Refused:
+                pass
         signatures = self._engine.sort(texts).signature.dictionary_encode()
         codes = signatures.indices.to_numpy(zero_copy_only=False)
         parts: list[_Part] = []
-        left = np.zeros(len(rows), dtype=bool)
-        fine = "." * len(self._columns)
+        left = []
         for code, signature in enumerate(signatures.dictionary.to_pylist()):
             group = np.flatnonzero(codes == code)
-            may_group = self._parser.is_able and (self._is_flat or signature == fine)
-            if SUSPECT in signature or len(group) < _FEW_ROWS or not may_group:
-                left[group] = True
+            is_able = self._parser.is_able and (self._is_flat or signature == fine)
+            if SUSPECT in signature or len(group) < _FEW_ROWS or not is_able:
+                left.append(group)
                 continue
-            where = pa.array(group)
-            done, rest = self._decode_alike(texts.take(where), group, signature)
-            parts += [_Part(rows[part.rows], part.columns) for part in done]
-            left[rest] = True
-        if left.any():
-            parts.append(_Part(rows[left], self._exact.decode(values.filter(pa.array(left)).to_pylist())))
+            done, rest = self._decode_alike(texts, group, signature)
+            parts += done
+            left.append(rest)
+        return self._joined(parts, np.concatenate(left), values, rows)
+
+    def _joined(self, done: list[_Part], left: np.ndarray, values: pa.Array, rows: np.ndarray) -> list[_Part]:
+        """Return the parts, their row numbers as ``rows`` has them, and the rows ``left`` decoded one by one."""
+        parts = [_Part(rows[part.rows], part.columns) for part in done]
+        if len(left):
+            left = np.sort(left)
+            parts.append(_Part(rows[left], self._exact.decode(values.take(pa.array(left)).to_pylist())))
         return parts
 
     def _decode_alike(self, texts: pa.Array, rows: np.ndarray, signature: str) -> tuple[list[_Part], np.ndarray]:
         """Decode rows whose columns fit alike; return them and the rows that did not work out."""
-        fits = [field.name for field, sign in zip(self._columns, signature, strict=True) if sign == "."]
-        as_text = [field.name for field, sign in zip(self._columns, signature, strict=True) if sign == "t"]
-        exotic, rest, text_columns = self._engine.rest(texts, kept=[*fits, *as_text], as_text=as_text)
-        bad = exotic if self._is_flat else pc.or_(exotic, pc.is_valid(rest))
-        good = np.flatnonzero(~bad.to_numpy(zero_copy_only=False))
-        given = dict(zip(as_text, text_columns, strict=True))
-        parts: list[_Part] = []
-        failed = [np.flatnonzero(bad.to_numpy(zero_copy_only=False))]
-        todo = [good] if len(good) else []
+        parts, failed, todo = [], [], [rows]
         while todo:
             some = todo.pop()
-            where = pa.array(some)
             try:
-                parsed = dict(
-                    zip(
-                        fits,
-                        self._parser.parse(texts.take(where), names=fits, is_strict=not self._is_flat),
-                        strict=True,
-                    )
-                )
+                done, rest = self._decode_block(texts.take(pa.array(some)), some, signature)
+                parts += done
+                failed.append(rest)
             except _Refused:
                 if len(some) < 2 * _FEW_ROWS:
                     failed.append(some)
                 else:
-                    todo += np.array_split(some, 4)
-                continue
-            parsed.update((name, column.take(where)) for name, column in given.items())
-            nulls = {field.name: pa.nulls(len(some), field.type) for field in self._columns if field.name not in parsed}
-            columns = [{**nulls, **parsed}[field.name] for field in self._columns]
-            parts.append(_Part(rows[some], [*columns, rest.take(where)]))
-        return parts, rows[np.concatenate(failed)]
+                    todo += np.array_split(some, _PIECES)
+        return parts, np.concatenate(failed)
+
+    def _decode_block(self, texts: pa.Array, rows: np.ndarray, signature: str) -> tuple[list[_Part], np.ndarray]:
+        """Decode rows whose columns fit alike, all or none; return them and the rows with digits to be kept exactly."""
+        signs = dict(zip(self._columns.names, signature, strict=True))
+        fits = [name for name, sign in signs.items() if sign == "."]
+        as_text = [name for name, sign in signs.items() if sign == "t"]
+        parsed = dict(zip(fits, self._parser.parse(texts, names=fits, is_strict=not self._is_flat), strict=True))
+        is_exotic, rest, text_columns = self._engine.rest(texts, kept=[*fits, *as_text], as_text=as_text)
+        parsed.update(zip(as_text, text_columns, strict=True))
+        nulls = {field.name: pa.nulls(len(rows), field.type) for field in self._columns if signs[field.name] == "x"}
+        columns = [{**parsed, **nulls}[name] for name in signs] + [rest]
+        if not pc.any(is_exotic).as_py():
+            return [_Part(rows, columns)], rows[:0]
+        keep = pc.invert(is_exotic)
+        kept = keep.to_numpy(zero_copy_only=False)
+        return [_Part(rows[kept], [column.filter(keep) for column in columns])], rows[~kept]
 
 
 class _StrictParser:
@@ -218,12 +274,15 @@ class _StrictParser:
         self._use_threads = use_threads
         self.is_able = all(_reader_type(kind) is not None for kind in self._types.values())
 
-    def parse(self, texts: pa.Array, *, names: list[str] | None = None, is_strict: bool = True) -> list[pa.Array]:
-        """Return one array per column (of ``names``, or all).
+    def parse(
+        self, texts: pa.Array, *, names: list[str] | None = None, extra: pa.Field | None = None, is_strict: bool = True
+    ) -> list[pa.Array]:
+        """Return one array per column (of ``names``, or all), and one for ``extra``.
 
         Args:
             texts: Valid UTF-8, each beginning with ``{`` and ending with ``}``.
             names: Columns to read; all by default.
+            extra: A further field to read.
             is_strict: Refuse undeclared fields; else they are skipped.
 
         Raises:
@@ -232,6 +291,8 @@ class _StrictParser:
         if not self.is_able:
             raise _Refused
         kinds = {name: self._types[name] for name in (self._types if names is None else names)}
+        if extra is not None:
+            kinds[extra.name] = extra.type
         block = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts), "\n")[
             0
         ].as_buffer()
@@ -255,7 +316,8 @@ class _StrictParser:
                 raise _Refused
             return [_converted(table.column(name).combine_chunks(), kind) for name, kind in kinds.items()]
         except pa.ArrowInvalid as exc:
-            raise _Refused from exc
+            is_typed = any(words in str(exc) for words in _NOT_MALFORMED)
+            raise _Refused(is_malformed=not is_typed) from exc
 
 
 def _reader_type(kind: pa.DataType) -> pa.DataType | None:
@@ -308,7 +370,7 @@ def _slices(values: pa.Array) -> list[pa.Array]:
         return [values] if len(values) else []
     marks = np.searchsorted(offsets, np.arange(int(offsets[0]), int(offsets[-1]), _SLICE_BYTES))
     edges = np.unique(np.concatenate([[0], marks, [len(values)]]))
-    return [values.slice(int(lo), int(hi - lo)) for lo, hi in zip(edges[:-1], edges[1:], strict=True)]
+    return [values.slice(int(lo), int(hi - lo)) for lo, hi in pairwise(edges)]
 
 
 def _offsets(values: pa.Array) -> np.ndarray:

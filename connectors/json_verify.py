@@ -8,7 +8,7 @@ for each other row which columns fit and what is left over.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -22,6 +22,10 @@ SUSPECT = "?"  # signature of a row that only the exact decoder may judge
 _MIN_SHAPE_SHARE = 0.25
 _SHAPE_MISSES = 3
 _SHAPE_PAUSE_BATCHES = 50
+
+_EXACT_EXTRAS = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
+_JSON_TYPES = (("boolean", bool), ("number", (int, float)), ("text", str), ("array", list), ("object", dict))
+_FIRST_SIGNS = {"boolean": "tf", "number": "-0123456789", "text": '"', "array": "[", "object": "{"}
 
 _ENGINE_TYPES = {
     pa.int8(): "TINYINT",
@@ -45,9 +49,18 @@ _NOT_FINITE = r"(?:^|[:,\[])-?(?i:nan|inf)"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The keys of a record, in order, and whether the producer writes spaces between them."""
+    """What the records of a stream look like, taken from one of them.
 
-    keys: tuple[str, ...]
+    Attributes:
+        kinds: (key, DuckDB type to read it as), in the record's order.
+        rescued: Keys of what the columns do not hold: undeclared, or of another JSON type.
+        first_signs: For a declared key whose JSON type is not the column's own: the signs with which such a value begins.
+        is_spaced: Whether the producer writes spaces between keys and values.
+    """
+
+    kinds: tuple[tuple[str, str], ...]
+    rescued: tuple[str, ...]
+    first_signs: Mapping[str, str]
     is_spaced: bool
 
 
@@ -74,6 +87,25 @@ class JsonEngine:
         self._misses = 0
         self._pause = 0
 
+    def valid(self, texts: pa.Array) -> pa.Array:
+        """Return a mask of texts that DuckDB takes for JSON; it also takes NaN and a trailing comma."""
+        return self._run("SELECT json_valid(v) AS ok FROM records", texts).column("ok").combine_chunks()
+
+    def single_extra(self, texts: pa.Array) -> pa.Field | None:
+        """Return the one undeclared field of the first record, if its type keeps each value exactly; else None."""
+        record = _first_record(texts)
+        if record is None:
+            return None
+        names = [key for key in record if self._schema.get_field_index(key) < 0]
+        kind = _EXACT_EXTRAS.get(type(record[names[0]])) if len(names) == 1 else None
+        return None if kind is None else pa.field(names[0], kind)
+
+    def as_object(self, name: str, values: pa.Array) -> pa.Array:
+        """Return ``{"name": value}`` for each value."""
+        key = f"to_json({_text(name)}::VARCHAR)::VARCHAR"
+        found = self._run(f"SELECT '{{' || {key} || ':' || to_json(v)::VARCHAR || '}}' AS r FROM records", values)
+        return found.column("r").combine_chunks().cast(pa.string())
+
     def by_shape(self, texts: pa.Array) -> tuple[pa.Array, list[pa.Array]] | None:
         """Decode the rows that have the first row's shape, text for text.
 
@@ -85,9 +117,11 @@ class JsonEngine:
         """
         if not self._has_shape or self._is_paused():
             return None
-        shape = _shape_of(texts)
-        if shape is None:
+        record = _first_record(texts)
+        if record is None:
             return None
+        spaced = pc.sum(pc.match_substring(texts[:20], '": ')).as_py()
+        shape = _shape(record, {field.name: field.type for field in self._schema}, is_spaced=bool(spaced))
         try:
             found = self._run(self._shape_query(shape), texts)
             mask = found.column("__ok").combine_chunks()
@@ -95,8 +129,7 @@ class JsonEngine:
             self._misses = 0 if share >= _MIN_SHAPE_SHARE else self._misses + 1
             if share == 0:
                 return None
-            kept = found if share == 1 else found.filter(mask)
-            return mask, self._columns(kept, shape)
+            return mask, self._columns(found if share == 1 else found.filter(mask))
         except (duckdb.Error, pa.ArrowInvalid):  # a key that SQL does not take, a timestamp that is none
             self._misses += 1
             return None
@@ -104,30 +137,28 @@ class JsonEngine:
     def _is_paused(self) -> bool:
         if self._misses >= _SHAPE_MISSES:
             self._misses, self._pause = 0, _SHAPE_PAUSE_BATCHES
-        self._pause -= 1
-        return self._pause >= 0
+        self._pause = max(0, self._pause - 1)
+        return self._pause > 0
 
     def _shape_query(self, shape: Shape) -> str:
-        kinds = {field.name: _ENGINE_TYPES[field.type] for field in self._schema}
-        extras = [key for key in shape.keys if key not in kinds]
-        structure = json.dumps({key: kinds.get(key, "JSON") for key in shape.keys}, ensure_ascii=False)
+        structure = json.dumps(dict(shape.kinds), ensure_ascii=False)
         checks = [f"to_json(s) = {'json(v)' if shape.is_spaced else 'v'}"]
-        checks += [f"coalesce(isfinite(s.{_name(k)}), true)" for k in shape.keys if kinds.get(k) == "DOUBLE"]
-        checks += [f"NOT regexp_matches(coalesce(s.{_name(k)}::VARCHAR, ''), {_text(_NOT_FINITE)})" for k in extras]
-        rescued = ", ".join(f"{_name(key)} := s.{_name(key)}" for key in extras)
-        columns = [f"s.{_name(f.name)} AS c{i}" for i, f in enumerate(self._schema) if f.name in shape.keys]
+        for key, kind in shape.kinds:
+            checks += _checks(f"s.{_name(key)}", kind, shape.first_signs.get(key))
+        left_over = ", ".join(f"{_name(key)} := s.{_name(key)}" for key in shape.rescued)
+        present = dict(shape.kinds).keys() - set(shape.rescued)
+        columns = [self._shape_column(name, shape) if name in present else "NULL" for name in self._schema.names]
         return f"""
-            SELECT {"".join(column + ", " for column in columns)} coalesce({" AND ".join(checks)}, false) AS __ok,
-                   {f"to_json(struct_pack({rescued}))::VARCHAR" if extras else "NULL::VARCHAR"} AS __rescued
+            SELECT {"".join(f"{column} AS c{i}, " for i, column in enumerate(columns))}
+                   coalesce({" AND ".join(checks)}, false) AS __ok,
+                   {f"to_json(struct_pack({left_over}))::VARCHAR" if left_over else "NULL::VARCHAR"} AS __rescued
             FROM (SELECT v, from_json(try_cast(v AS JSON), {_text(structure)}) AS s FROM records)"""
 
-    def _columns(self, found: pa.Table, shape: Shape) -> list[pa.Array]:
-        columns = []
-        for index, field in enumerate(self._schema):
-            if field.name in shape.keys:
-                columns.append(_from_text(found.column(f"c{index}").combine_chunks(), field.type))
-            else:
-                columns.append(pa.nulls(len(found), field.type))
+    def _shape_column(self, name: str, shape: Shape) -> str:
+        return f"s.{_name(name)}" + ("::VARCHAR" if name in shape.first_signs else "")
+
+    def _columns(self, found: pa.Table) -> list[pa.Array]:
+        columns = [_converted(found.column(f"c{i}").combine_chunks(), f.type) for i, f in enumerate(self._schema)]
         return [*columns, found.column("__rescued").combine_chunks().cast(pa.string())]
 
     def sort(self, texts: pa.Array) -> Sorted:
@@ -179,27 +210,60 @@ class JsonEngine:
             self._connection.unregister("records")
 
 
-def _shape_of(texts: pa.Array) -> Shape | None:
+def _checks(value: str, kind: str, first_signs: str | None) -> list[str]:
+    """Return SQL conditions beside the round trip, for what JSON does not allow but DuckDB reads and writes."""
+    checks = []
+    if kind == "DOUBLE":
+        checks.append(f"coalesce(isfinite({value}), true)")
+    if kind == "JSON":
+        checks.append(f"NOT regexp_matches(coalesce({value}::VARCHAR, ''), {_text(_NOT_FINITE)})")
+    if first_signs is not None:  # still the JSON type that is not the column's
+        checks.append(f"contains({_text(first_signs)}, left({value}::VARCHAR, 1))")
+    return checks
+
+
+def _first_record(texts: pa.Array) -> dict[str, object] | None:
+    """Return the first record of the batch that is one, without a key twice."""
     for value in texts[:20]:
-        text = value.as_py()
         try:
-            record = json.loads(text)
+            record = json.loads(value.as_py())
         except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and record and len({key.casefold() for key in record}) == len(record):
-            return Shape(tuple(record), '": ' in text)
+            return record
     return None
 
 
-def _from_text(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    if values.type == kind:
-        return values
-    if pa.types.is_timestamp(kind) and kind.tz is not None:
+def _shape(record: dict[str, object], types: dict[str, pa.DataType], *, is_spaced: bool) -> Shape:
+    kinds, rescued, first_signs = [], [], {}
+    for key, value in record.items():
+        kind = types.get(key)
+        signs = None if kind is None else _foreign_signs(value, kind)
+        if signs is not None:
+            first_signs[key] = signs
+        if kind is None or (signs is not None and not pa.types.is_string(kind)):
+            rescued.append(key)
+        kinds.append((key, "JSON" if kind is None or signs is not None else _ENGINE_TYPES[kind]))
+    return Shape(tuple(kinds), tuple(rescued), first_signs, is_spaced)
+
+
+def _foreign_signs(value: object, kind: pa.DataType) -> str | None:
+    """Return the first signs of the value's JSON type if no value of that type is of the column's own, else None."""
+    if value is None:
+        return None
+    found = next(name for name, python in _JSON_TYPES if isinstance(value, python))
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    own = "boolean" if pa.types.is_boolean(kind) else "number" if is_number else "text"
+    return None if found == own else _FIRST_SIGNS[found]
+
+
+def _converted(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(kind) and kind.tz is not None and pa.types.is_string(values.type):
         try:
             return values.cast(kind)
         except pa.ArrowInvalid:  # without a zone it is UTC
             return values.cast(pa.timestamp("us")).cast(kind)
-    return values.cast(kind)
+    return values if values.type == kind else values.cast(kind)
 
 
 def _sign(kind: pa.DataType, found: str) -> str:

@@ -171,7 +171,7 @@ class _DeltaReader:
                 code="SOURCE_EXPIRED",
                 found=f"no log of version {version}; the latest is {self._handle.version()}",
                 expected="every version since the last one read",
-                remedy="The log was cleaned before it was read. Full-refresh the table that reads it",
+                remedy="The log was cleaned before it was read. Delete the table that reads it to fill it anew",
             )
 
     def _refuse_changes(self, log: list[dict[str, Any]], version: int) -> None:
@@ -181,7 +181,7 @@ class _DeltaReader:
                 code="SOURCE_NOT_APPEND_ONLY",
                 found=f"version {version} deletes or rewrites rows",
                 expected="versions that only append",
-                remedy="Read it with wl.read in a materialized view, or full-refresh the table that reads it",
+                remedy="Read it with wl.read in a materialized view, or delete the table that reads it to fill it anew",
             )
 
     def _pieces_of(

@@ -242,7 +242,7 @@ class Ledger:
                 code="LEDGER_DAMAGED",
                 found=f"{len(latest)} files with numbers from {first} to {last - 1}",
                 expected=str(last - first),
-                remedy="Rows were deleted from it. Restore the table to an earlier version, or full-refresh the tables fed by it",
+                remedy="Rows were deleted from it. Restore the table to an earlier version, or delete the tables fed by it to fill them anew",
             )
         return list(latest.values())
 
@@ -254,17 +254,21 @@ class Ledger:
         return last - first, pc.sum(sizes.column(0)).as_py() or 0
 
     def compact(self) -> None:
-        """Merge many small data files into few, if there are many, so that the next run opens it fast."""
-        if len(self._data_files()) <= _COMPACT_ABOVE_FILES:
-            return
-        with delta_errors(f"compact the file ledger '{self._location.label}'"):
-            try:
-                self._open().optimize.compact()
-            except CommitFailedError:
-                self._handle = None  # another run did it
-        self.refresh()
+        """Rewrite many small data files as one, if there are many, so that the next run opens it fast.
 
-    def _commit(self, rows: pa.Table, versions: Mapping[str, int], attempt: int) -> bool:
+        delta-rs' own compaction commits from a stale snapshot without noticing that another one removed the same files (rows
+        are there twice then) and takes no ``txn``; so this is a commit like any other here, refused if anything came between.
+        """
+        names = self._data_files()
+        if len(names) <= _COMPACT_ABOVE_FILES:
+            return
+        with delta_errors(f"read the file ledger '{self._location.label}'"):
+            rows = self._dataset(sorted(names)).to_table().sort_by([("number", "ascending"), ("edition", "ascending")])
+        self._commit(rows, {_NEXT: self.next_number}, 0, mode="overwrite")
+
+    def _commit(
+        self, rows: pa.Table, versions: Mapping[str, int], attempt: int, mode: Literal["append", "overwrite"] = "append"
+    ) -> bool:
         """Append rows and move the ``txn``s from the held snapshot; return False, refreshed, if another run was first."""
         properties = CommitProperties(app_transactions=[Transaction(app, version) for app, version in versions.items()])
         failpoint("ledger-write")
@@ -311,7 +315,7 @@ class Ledger:
                 code="LEDGER_OF_ANOTHER_SOURCE",
                 found=f"the files of {found}",
                 expected=f"the files of {self._source}",
-                remedy="The path or its glob changed. Give the flow a new name, or full-refresh its table and delete the ledger",
+                remedy="The path or its glob changed. Give the flow a new name, or delete its table and the ledger",
             )
 
     def _data_files(self) -> set[str]:

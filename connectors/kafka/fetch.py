@@ -343,7 +343,7 @@ class Fetcher:
                 code="KAFKA_OFFSET_EXPIRED",
                 found=f"end offset {high}",
                 expected=f"at least {track.position}, which was read already",
-                remedy="The topic lost its newest records. Full-refresh the table, or give the flow a new name",
+                remedy="The topic lost its newest records. Delete the table to fill it anew, or give the flow a new name",
             )
         if track.position < low and self._settings.on_data_loss != "skip":
             raise SourceMoved(
@@ -352,7 +352,7 @@ class Fetcher:
                 found=f"earliest offset {low}",
                 expected=f"offset {track.position}, the next one to read ({low - track.position} are gone)",
                 remedy="They expired before they were read. Set on_data_loss='skip' to go on without them (recorded in the "
-                "event log), or full-refresh the table",
+                "event log), or delete the table to fill it anew",
             )
         pieces = list(self._advance(at, low, is_skipped=True))
         if not track.is_done:

@@ -81,5 +81,5 @@ def _topic_gone(what: str, found: str, expected: str) -> SourceMoved:
         code="KAFKA_TOPIC_GONE",
         found=found,
         expected=expected,
-        remedy="What the table holds came from the deleted topic. Full-refresh the table, or give the flow a new name",
+        remedy="What the table holds came from the deleted topic. Delete the table to fill it anew, or give the flow a new name",
     )

@@ -8,7 +8,7 @@ import waxlake as wl
 
 
 @wl.table("bronze.flights", comment="Flight events as they arrive, each with its place in the topic")
-def flight_events():
+def flight_events() -> wl.Stream:
     return wl.read_kafka(
         "flights",
         bootstrap_servers=wl.conf("bootstrap_servers"),
@@ -22,7 +22,7 @@ def flight_events():
 
 
 @wl.table("bronze.weather", comment="Hourly weather at the three airports")
-def weather_reports():
+def weather_reports() -> wl.Stream:
     return wl.read_files(
         f"{wl.conf('landing')}/weather-*.csv",
         format="csv",
@@ -35,12 +35,12 @@ def weather_reports():
 
 
 @wl.table("bronze.airlines")
-def airlines():
+def airlines() -> wl.Stream:
     return wl.read_files(f"{wl.conf('landing')}/airlines*.json", format="json", schema="carrier STRING, name STRING")
 
 
 @wl.table("bronze.airports")
-def airports():
+def airports() -> wl.Stream:
     return wl.read_files(
         f"{wl.conf('landing')}/airports*.csv",
         format="csv",
@@ -49,7 +49,7 @@ def airports():
 
 
 @wl.table("bronze.planes")
-def planes():
+def planes() -> wl.Stream:
     return wl.read_files(
         f"{wl.conf('landing')}/planes*.parquet",
         format="parquet",
@@ -65,7 +65,7 @@ def planes():
 @wl.expect_or_drop("has_departed", "dep_time IS NOT NULL")
 @wl.expect_or_quarantine("delay_is_credible", "dep_delay IS NULL OR dep_delay <= 600")
 @wl.expect_or_fail("airline_is_known", "airline IS NOT NULL")
-def checked_flights():
+def checked_flights() -> wl.Stream:
     return wl.read_stream("bronze.flights").sql("""
         SELECT
             make_date(stream.year, stream.month, stream.day) AS flight_date,
@@ -79,7 +79,7 @@ def checked_flights():
 
 
 @wl.table("silver.flights_weather", comment="Flights that took off, with the weather at their airport in that hour")
-def flights_in_weather():
+def flights_in_weather() -> wl.Stream:
     return wl.read_stream("silver.flights").sql("""
         SELECT
             flight_date, time_hour, carrier, flight, origin, dest, dep_delay,
@@ -98,7 +98,7 @@ def flights_in_weather():
 
 
 @wl.materialized_view("gold.delay_by_carrier", comment="Departure delay in minutes, by airline and month")
-def delay_by_carrier():
+def delay_by_carrier() -> wl.Batch:
     return wl.sql("""
         SELECT
             month(flight_date) AS month, carrier, airline,
@@ -112,7 +112,7 @@ def delay_by_carrier():
 
 
 @wl.materialized_view("gold.delay_by_airport", comment="Arrival delay in minutes, by destination")
-def delay_by_airport():
+def delay_by_airport() -> wl.Batch:
     return wl.sql("""
         SELECT
             dest, airports.name AS airport, lat, lon,
@@ -126,7 +126,7 @@ def delay_by_airport():
 
 
 @wl.materialized_view("gold.delay_by_weather", comment="Departure delay in minutes, by airport and weather")
-def delay_by_weather():
+def delay_by_weather() -> wl.Batch:
     return wl.sql("""
         SELECT
             origin, conditions,

@@ -267,17 +267,16 @@ def test_bad_rows_stay_among_good_ones_in_order():
     }
 
 
-@pytest.mark.parametrize("levels", [MAX_DEPTH - 1, MAX_DEPTH, 10_000, 500_000])
+@pytest.mark.parametrize("levels", [MAX_DEPTH - 1, MAX_DEPTH, 10_000, 200_000])
 @pytest.mark.parametrize(("opening", "inner", "closing"), [("[", "", "]"), ('{"x":', "1", "}")])
 def test_deep_nesting_is_kept_whole_on_a_small_stack(levels, opening, inner, closing):
     text = '{"a":1,"z":%s}' % (opening * levels + inner + closing * levels)
     found = []
 
     def work() -> None:
-        for times in (1, 70):
-            found.append(
-                JsonDecoder(parse_ddl("a BIGINT")).decode(pa.array([text.encode(), b'{"a":2}'] * times)).slice(0, 2)
-            )
+        for times in (1, 70 if levels < 10_000 else 2):
+            values = pa.array([text.encode(), b'{"a":2}'] * times)
+            found.append(JsonDecoder(parse_ddl("a BIGINT")).decode(values).slice(0, 2))
 
     before = threading.stack_size(1 << 20)
     try:
@@ -302,15 +301,10 @@ def test_brackets_within_texts_are_no_depth():
 
 def test_large_records():
     big = "x" * 5_000_000
-    values = [
-        json.dumps({"a": 1, "b": big}),
-        '{"a":2}',
-        json.dumps({"a": 3, "z": big}),
-        "{" + big,
-        json.dumps({"b": [1] * 2_000_000}),
-    ]
-    table = JsonDecoder(parse_ddl("a BIGINT, b STRING")).decode(pa.array([v.encode() for v in values] * 3))
-    assert table.column("a").to_pylist() == [1, 2, 3, None, None] * 3
+    records = [{"a": 1, "b": big}, {"a": 2}, {"a": 3, "z": big}, {"b": [1] * 100_000}]
+    values = [json.dumps(record).encode() for record in records] + [b"{" + big.encode()]
+    table = JsonDecoder(parse_ddl("a BIGINT, b STRING")).decode(pa.array(values))
+    assert table.column("a").to_pylist() == [1, 2, 3, None, None]
     assert len(table.column("b")[0].as_py()) == 5_000_000
     assert json.loads(table.column(RESCUED)[2].as_py()) == {"z": big}
 

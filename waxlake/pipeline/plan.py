@@ -216,7 +216,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
             code="SOURCE_RECREATED",
             found=f"another source under that name: {state.identity}",
             expected="the one that table was filled from",
-            remedy="It was deleted and created again (or the cluster changed). Full-refresh the table, give the flow a new "
+            remedy="It was deleted and created again (or the cluster changed). Delete the table to fill it anew, give the flow a new "
             "name to read it from its beginning, or set on_data_loss='skip'",
         )
     positions = {}

@@ -136,7 +136,7 @@ def read_kafka(topic: str, bootstrap_servers: str, **options: Any) -> Stream:
         topic: Topic name, several separated by commas, or a pattern that starts with ``^``.
         bootstrap_servers: ``host:port``, several separated by commas.
         options: ``format``, ``schema`` (DDL), ``starting_offsets``, ``on_data_loss``, ``options`` (librdkafka settings),
-            ``batch_rows``, ``batch_bytes``, ``request_timeout_s``.
+            ``max_rows_per_batch``, ``max_bytes_per_batch``, ``request_timeout_s``.
 
     Raises:
         UsageError: An unknown option, a managed librdkafka key, a format without its schema. Not retryable.

@@ -194,7 +194,7 @@ def plan_partitions(
             code="SOURCE_PARTITION_GONE",
             found=f"no partition {partition}",
             expected=f"partitions {', '.join(sorted(known))}",
-            remedy="The source was recreated smaller. Full-refresh its tables, or give the flows new names",
+            remedy="The source was recreated smaller. Delete its tables to fill them anew, or give the flows new names",
         )
     for partition, held in state.partitions.items():
         begin = state.begin.get(partition, held.low)
@@ -208,7 +208,7 @@ def plan_partitions(
                     found=f"earliest position {held.low}",
                     expected=f"position {start}, the next one the table needs ({held.low - start} are gone)",
                     remedy="They expired before they were read. Set on_data_loss='skip' to go on without them (recorded in "
-                    "the event log), or full-refresh the table",
+                    "the event log), or delete the table to fill it anew",
                 )
             skipped = (start, held.low)
         if wanted[-1] > held.high:
