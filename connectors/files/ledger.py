@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -242,7 +243,7 @@ class Ledger:
                 code="LEDGER_DAMAGED",
                 found=f"{len(latest)} files with numbers from {first} to {last - 1}",
                 expected=str(last - first),
-                remedy="Rows were deleted from it. Restore the table to an earlier version, or delete the tables fed by it to fill them anew",
+                remedy="Rows were deleted from it. Restore it to an earlier version, or delete it and the tables that it feeds",
             )
         return list(latest.values())
 
@@ -269,14 +270,14 @@ class Ledger:
     def _commit(
         self, rows: pa.Table, versions: Mapping[str, int], attempt: int, mode: Literal["append", "overwrite"] = "append"
     ) -> bool:
-        """Append rows and move the ``txn``s from the held snapshot; return False, refreshed, if another run was first."""
+        """Write rows and move the ``txn``s from the held snapshot; return False, refreshed, if another run was first."""
         properties = CommitProperties(app_transactions=[Transaction(app, version) for app, version in versions.items()])
         failpoint("ledger-write")
         try:
             with delta_errors(f"write the file ledger '{self._location.label}'"):
                 if len(rows):
                     write_deltalake(
-                        self._open(), rows, mode="append", commit_properties=properties, writer_properties=_WRITER
+                        self._open(), rows, mode=mode, commit_properties=properties, writer_properties=_WRITER
                     )
                 else:
                     handle = self._open()
