@@ -69,7 +69,7 @@ class JsonDecoder:
     Args:
         schema: Columns; types as ``delta_schema`` makes them. NOT NULL is not enforced here: a sink does that.
         with_rescued: Whether the result ends with ``_rescued_data``; without it, what does not fit is dropped.
-        threads: Threads for the parsers; 1 leaves the other cores to other partitions.
+        threads: 1 keeps to one core and leaves the others to other partitions; more let the strict parser use them.
 
     Raises:
         SchemaError: A type no Delta table holds, or a column named like the rescued one. Not retryable.
@@ -89,7 +89,7 @@ class JsonDecoder:
         self.schema = pa.schema([*columns, rescued]) if with_rescued else columns
         self._columns = columns
         self._parser = _StrictParser(columns, use_threads=threads > 1)
-        self._engine = JsonEngine(columns, threads=threads)
+        self._engine = JsonEngine(columns)
         self._exact = ExactDecoder(columns)
         # The parser can ignore undeclared fields, but then it does so inside a STRUCT as well, where nobody rescues them.
         self._is_flat = not any(field.type.num_fields for field in columns)

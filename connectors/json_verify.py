@@ -79,9 +79,9 @@ class Sorted:
 class JsonEngine:
     """One DuckDB connection and the queries for one schema. Used by one thread at a time."""
 
-    def __init__(self, schema: pa.Schema, *, threads: int = 1) -> None:
+    def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self._connection = duckdb.connect(config={"threads": threads})
+        self._connection = duckdb.connect(config={"threads": 1})  # one thread: rows come back in their order
         self._connection.execute("SET TimeZone = 'UTC'")
         self._has_shape = all(field.type in _ENGINE_TYPES for field in schema)
         self._misses = 0
