@@ -1,0 +1,97 @@
+"""One rig a connector: how a test adds records to a source and recognises them in batches."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+from confluent_kafka import Producer
+from deltalake import write_deltalake
+
+from connectors.delta import DeltaConnector
+from connectors.files import FilesConnector, FilesSettings
+from connectors.kafka import KafkaConnector, KafkaSettings
+from tests.services.kafka import KafkaCluster, create_topic
+from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.source import Connector
+
+
+class SourceRig(Protocol):
+    """A source under test; every record is one number."""
+
+    def add(self, numbers: Sequence[int]) -> None:
+        """Add one record a number."""
+        ...
+
+    def connector(self) -> Connector:
+        """Return a new connector onto the source."""
+        ...
+
+
+@dataclass(slots=True)
+class KafkaRig:
+    """A topic of three partitions."""
+
+    cluster: KafkaCluster
+    topic: str = field(default_factory=lambda: f"laws-{uuid.uuid4().hex[:12]}")
+
+    def __post_init__(self) -> None:
+        create_topic(self.cluster, self.topic, partitions=3)
+
+    def add(self, numbers: Sequence[int]) -> None:
+        producer = Producer({"bootstrap.servers": self.cluster.bootstrap_servers})
+        for number in numbers:
+            producer.produce(self.topic, value=json.dumps({"n": number}).encode(), partition=number % 3)
+        assert producer.flush(30) == 0
+
+    def connector(self) -> Connector:
+        values = {
+            "bootstrap_servers": self.cluster.bootstrap_servers,
+            "topic": self.topic,
+            "schema": "n BIGINT",
+            "max_rows_per_batch": 7,
+        }
+        return KafkaConnector(KafkaSettings.build("laws", values))
+
+
+@dataclass(slots=True)
+class FilesRig:
+    """A folder into which JSON files of a few lines land."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        (self.folder / "inbox").mkdir()
+
+    def add(self, numbers: Sequence[int]) -> None:
+        for start in range(0, len(numbers), 5):
+            lines = "".join(json.dumps({"n": n}) + "\n" for n in numbers[start : start + 5])
+            hidden = self.folder / "landing"
+            hidden.write_text(lines)
+            hidden.rename(self.folder / "inbox" / f"{uuid.uuid4().hex}.json")
+
+    def connector(self) -> Connector:
+        settings = FilesSettings.of(
+            str(self.folder / "inbox"), format="json", schema="n BIGINT", max_rows_per_batch=7, poll_interval_s=0.05, settle_s=0
+        )
+        return FilesConnector(settings, ledger=TableLocation(str(self.folder / "ledger")))
+
+
+@dataclass(slots=True)
+class DeltaRig:
+    """A Delta table that grows by small commits."""
+
+    folder: Path
+
+    def add(self, numbers: Sequence[int]) -> None:
+        for start in range(0, len(numbers), 5):
+            rows = pa.table({"n": pa.array(numbers[start : start + 5], pa.int64())})
+            write_deltalake(str(self.folder / "table"), rows, mode="append")
+
+    def connector(self) -> Connector:
+        return DeltaConnector(TableLocation(str(self.folder / "table")))
