@@ -242,7 +242,7 @@ def init(name: Annotated[str, typer.Argument(help="Folder to create; its last pa
 @app.command()
 def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Two weeks of the data instead of the year.")] = False,
-    folder: Annotated[Path | None, typer.Option("--folder", help="Work folder; else ./waxlake-demo.")] = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="Where to work; ./waxlake-demo if not given.")] = None,
 ) -> None:
     """Run the main job on real data, with embedded services."""
     from waxlake.demo.run import main as run_demo
