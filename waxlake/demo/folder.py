@@ -41,6 +41,11 @@ class DemoFolder:
         """Where files arrive."""
         return self.path / "landing"
 
+    @property
+    def go_file(self) -> Path:
+        """File that lets the publisher go on to its end."""
+        return self.path / "logs" / "pipeline-was-killed"
+
     def log(self, process: str) -> Path:
         """Return the log file of a process."""
         return self.path / "logs" / f"{process}.log"

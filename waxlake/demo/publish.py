@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # its stubs leave NewTopic out
 from pyarrow import csv
 
 from waxlake.demo.data import FAST, FULL, FlightData, Schedule, load_data
@@ -29,12 +29,25 @@ from waxlake.demo.stored import stored_rows
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import TerminalError
 
-__all__ = ["PARTITIONS", "TOPIC", "Portion", "create_topic", "json_events", "land_reference_files", "main", "portions"]
+__all__ = [
+    "PARTITIONS",
+    "TOPIC",
+    "Holds",
+    "Portion",
+    "Topic",
+    "create_topic",
+    "json_events",
+    "land_reference_files",
+    "main",
+    "portions",
+    "publish",
+]
 
 TOPIC = "flights"
 PARTITIONS = 4
 _SETTLE_S = 2.0  # a static table is looked at anew after a second at the latest
 _POLL_S = 0.1
+_LAST_QUARTER = 0.75
 _FLUSH_S = 60.0
 
 
@@ -109,8 +122,12 @@ def _land_weather(portion: Portion, landing: Path) -> None:
     unfinished.rename(landing / f"weather-{portion.name}.csv")
 
 
-class _Topic:
-    """Publishes batches of events and waits until the broker has them."""
+class Topic:
+    """The topic, to be written.
+
+    Args:
+        bootstrap_servers: ``host:port`` of the broker.
+    """
 
     def __init__(self, bootstrap_servers: str) -> None:
         self._producer = Producer(
@@ -124,6 +141,11 @@ class _Topic:
         self._failed: KafkaError | None = None
 
     def publish(self, flights: pa.Table) -> None:
+        """Publish flights; return when the broker has them.
+
+        Raises:
+            TerminalError: It does not take them (``DEMO_PUBLISH_FAILED``). Not retryable.
+        """
         for key, value in zip(*json_events(flights), strict=True):
             self._producer.produce(TOPIC, value, key, on_delivery=self._note)
         missing = self._producer.flush(_FLUSH_S)
@@ -138,35 +160,48 @@ class _Topic:
         self._failed = self._failed or error
 
 
-class _StoredWeather:
-    """Tells how long a table has held a number of rows."""
+class Holds:
+    """What flights wait for before they are published.
 
-    def __init__(self, location: TableLocation) -> None:
-        self._location = location
+    Args:
+        weather_table: Table that has to have held their weather for a while; None for no such table.
+        go_file: File that has to be there before the last quarter is published; None for no such file.
+    """
+
+    def __init__(self, weather_table: TableLocation | None = None, go_file: Path | None = None) -> None:
+        self._weather_table, self._go_file = weather_table, go_file
         self._reached: list[tuple[int, float]] = []
 
-    def wait_for(self, rows: int) -> None:
-        """Return once the table has held so many rows for a while."""
-        while not any(held >= rows and time.monotonic() - at_s >= _SETTLE_S for held, at_s in self._reached):
-            held = stored_rows(self._location)
-            if not self._reached or held > self._reached[-1][0]:
-                self._reached.append((held, time.monotonic()))
+    def wait(self, *, weather_rows: int, share: float) -> None:
+        """Return once flights may be published.
+
+        Args:
+            weather_rows: Rows of weather up to those of the flights.
+            share: Share of the data that is published already, 0 to 1.
+        """
+        while share >= _LAST_QUARTER and self._go_file is not None and not self._go_file.exists():
             time.sleep(_POLL_S)
+        while self._weather_table is not None and not self._has_held(self._weather_table, weather_rows):
+            time.sleep(_POLL_S)
+
+    def _has_held(self, table: TableLocation, rows: int) -> bool:
+        if not self._reached or self._reached[-1][0] < rows:
+            self._reached.append((stored_rows(table), time.monotonic()))
+        return any(held >= rows and time.monotonic() - at_s >= _SETTLE_S for held, at_s in self._reached)
 
 
 def publish(
-    parts: Sequence[Portion], schedule: Schedule, topic: _Topic, landing: Path, weather: _StoredWeather | None
+    parts: Sequence[Portion], schedule: Schedule, topic: Topic, landing: Path, holds: Holds
 ) -> Iterator[dict[str, int]]:
     """Publish the data portion by portion; yield what has been published so far."""
-    landed = flights = rows = 0
+    landed = flights = weather_rows = 0
     for number, portion in enumerate(parts):
         started_s = time.monotonic()
         for ahead in parts[landed : number + schedule.lead + 1]:
             _land_weather(ahead, landing)
             landed += 1
-        rows += portion.weather.num_rows
-        if weather is not None:
-            weather.wait_for(rows)
+        weather_rows += portion.weather.num_rows
+        holds.wait(weather_rows=weather_rows, share=number / len(parts))
         topic.publish(portion.flights)
         flights += portion.flights.num_rows
         yield {"flights": flights, "weather_files": landed}
@@ -181,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weather-table", help="Delta table that must hold the weather before its flights are published"
     )
+    parser.add_argument("--go-file", type=Path, help="file that must be there before the last quarter is published")
     parser.add_argument("--fast", action="store_true", help="two weeks instead of the year")
     given = parser.parse_args(arguments)
     schedule = FAST if given.fast else FULL
@@ -188,9 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.landing.mkdir(parents=True, exist_ok=True)
     land_reference_files(data, given.landing)
     create_topic(given.bootstrap_servers)
-    weather = _StoredWeather(TableLocation(given.weather_table)) if given.weather_table else None
-    parts = portions(data, schedule)
-    for progress in publish(parts, schedule, _Topic(given.bootstrap_servers), given.landing, weather):
+    holds = Holds(TableLocation(given.weather_table) if given.weather_table else None, given.go_file)
+    topic = Topic(given.bootstrap_servers)
+    for progress in publish(portions(data, schedule), schedule, topic, given.landing, holds):
         sys.stdout.write(json.dumps(progress) + "\n")
         sys.stdout.flush()
 

@@ -31,7 +31,7 @@ from waxlake.pipeline.spec import Spec, load_spec
 from waxlake.pipeline.status import PipelineStatus, pipeline_status
 from waxlake.stream.errors import InternalError, TerminalError
 
-__all__ = ["main", "verify"]
+__all__ = ["main", "require_exact", "verify"]
 
 _POLL_S = 0.1
 _TELL_EVERY_S = 3.0
@@ -78,6 +78,23 @@ def verify(spec: Spec, data: FlightData) -> tuple[PipelineStatus, list[Check]]:
     return status, [*check_tables(spec, data), *check_rules(silver, data)]
 
 
+def require_exact(checks: Sequence[Check], folder: Path) -> None:
+    """Stop at the first comparison that failed.
+
+    Raises:
+        InternalError: ``DEMO_MISMATCH``. Not retryable; a defect.
+    """
+    for check in checks:
+        if not check.is_ok:
+            raise InternalError(
+                f"the demo's tables differ from the data set: {check.what}",
+                code="DEMO_MISMATCH",
+                found=f"{check.found:,}",
+                expected=f"{check.expected:,}",
+                remedy=f"Please report this with the folder {folder}",
+            )
+
+
 class _Demo:
     """One demo in progress."""
 
@@ -108,6 +125,7 @@ class _Demo:
             self._watch(publisher, pipeline, until_rows=total // 2)
             pipeline.kill()
             killed_at, killed_at_rows = datetime.now(timezone.utc), self._rows(_EVENTS)
+            self._place.go_file.touch()
             self._tell(f"killed the pipeline with SIGKILL: {_EVENTS} holds {killed_at_rows:,} rows")
             pipeline = self._start_pipeline(stack, address, "--continuous")
             self._tell("restarted it; events kept arriving meanwhile")
@@ -136,19 +154,12 @@ class _Demo:
             total_s=time.monotonic() - self._started_s,
         )
         report(self._console, status, checks, figures, self._place.path)
-        wrong = [check for check in checks if not check.is_ok]
-        if wrong:
-            raise InternalError(
-                f"the demo's tables differ from the data set: {wrong[0].what}",
-                code="DEMO_MISMATCH",
-                found=f"{wrong[0].found:,}",
-                expected=f"{wrong[0].expected:,}",
-                remedy=f"Please report this with the folder {self._place.path}",
-            )
+        require_exact(checks, self._place.path)
 
     def _start_publisher(self, stack: ExitStack, bootstrap_servers: str) -> ChildProcess:
         arguments = ["--bootstrap-servers", bootstrap_servers, "--landing", str(self._place.landing.absolute())]
         arguments += ["--weather-table", self._spec.table_location("bronze.weather").uri]
+        arguments += ["--go-file", str(self._place.go_file.absolute())]
         if self._schedule is FAST:
             arguments.append("--fast")
         command = [sys.executable, "-m", "waxlake.demo.publish", *arguments]
@@ -220,10 +231,12 @@ class _Demo:
         return found
 
     def _tell_progress(self) -> None:
-        published = self._published() or {}
-        files = published.get("weather_files", 0)
+        published = self._published()
+        if published is None:
+            self._tell("the first files land")
+            return
         self._tell(
-            f"published {published.get('flights', 0):,} flights, {files} weather files · "
+            f"published {published['flights']:,} flights, {published['weather_files']} weather files · "
             f"bronze {self._rows(_EVENTS):,} · silver {self._rows('silver.flights'):,} · "
             f"with weather {self._rows('silver.flights_weather'):,}"
         )

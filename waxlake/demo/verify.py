@@ -78,6 +78,14 @@ _BROKEN = {
     "airline_is_known": "FROM flights ANTI JOIN airlines USING (carrier)",
 }
 
+_DIFFERENT = """
+SELECT sum(abs(surplus)) FROM (
+    SELECT * EXCLUDE (_sign), sum(_sign) AS surplus
+    FROM (SELECT *, 1 AS _sign FROM found UNION ALL SELECT *, -1 FROM expected)
+    GROUP BY ALL
+)
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
@@ -167,10 +175,13 @@ def _check_rows(connection: duckdb.DuckDBPyConnection) -> Iterator[Check]:
     for name, (columns, query) in _EXPECTED.items():
         connection.execute(f"CREATE OR REPLACE TEMP TABLE expected AS {query}")
         connection.execute(f"CREATE OR REPLACE TEMP TABLE found AS SELECT {columns} FROM {_alias(name)}")
-        expected = _one(connection, "SELECT count(*) FROM expected")
-        strange = _one(connection, "SELECT count(*) FROM (FROM found EXCEPT ALL FROM expected)")
-        yield Check(what=f"rows of {name}", found=_one(connection, "SELECT count(*) FROM found"), expected=expected)
-        yield Check(what=f"rows of {name} that the data set lacks", found=strange, expected=0)
+        yield Check(
+            what=f"rows of {name}",
+            found=_one(connection, "SELECT count(*) FROM found"),
+            expected=_one(connection, "SELECT count(*) FROM expected"),
+        )
+        # Each different row, as often as it is in one and not in the other. EXCEPT ALL says the same, ten times slower.
+        yield Check(what=f"rows of {name} that differ", found=_one(connection, _DIFFERENT), expected=0)
 
 
 def _alias(name: str) -> str:
