@@ -7,11 +7,16 @@ Where a crash can fall, and what the next run finds:
 3. after the commit: positions are ours; whatever the source sends again ends at or before them and is dropped.
 4. after the commit, before the quarantine commit: the primary commit carries the manifest; it is finished from that.
 
+Two runs at once: the fence is the run's number, which grows with the time it started. The newer run goes on; the older one
+finds a fence above its own and stops. A newer run whose positions the older one moved meanwhile plans again, after it has
+claimed the fences, so that the older one cannot move them any more.
+
 One committer per table and run. Source: DESIGN §2; Delta protocol, "Transaction Identifiers".
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,10 +30,10 @@ from deltalake.transaction import AddAction
 
 from sinks.delta.parquet import decode_add, encode_add
 from waxlake.stream.delta_table import TableLocation, delta_errors
-from waxlake.stream.errors import CommitConflict, TerminalError, TransientError, WaxlakeError
+from waxlake.stream.errors import CommitConflict, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 
-__all__ = ["FENCE_APP_ID", "METADATA_KEY", "CommitReceipt", "Committer", "Move", "Quarantine", "finish_quarantine"]
+__all__ = ["FENCE_APP_ID", "METADATA_KEY", "CommitReceipt", "Committer", "Move", "Quarantine", "finish_quarantine", "new_run_number"]
 
 FENCE_APP_ID = "waxlake/fence"
 METADATA_KEY = "waxlake"
@@ -36,6 +41,11 @@ _MANIFEST_APP_ID = "waxlake/quarantine"
 _REOPEN_AFTER_COMMITS = 200
 _ATTEMPTS = 5
 _HISTORY_SEARCH = 50
+
+
+def new_run_number() -> int:
+    """Return a number for a run: a later start has a higher one, and no two are equal."""
+    return time.time_ns() // 1_000_000 << 16 | secrets.randbits(16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +101,15 @@ class Committer:
     Args:
         location: The table; it must exist.
         run_id: Identity of this run, unique.
+        run_number: Order of this run among others, unique: the fence that it writes.
     """
 
     location: TableLocation
     run_id: str
+    run_number: int = field(default_factory=new_run_number)
     _handle: DeltaTable | None = None
     _table_id: str = ""
     _fence: int = 0
-    _has_claimed_fence: bool = False
     _commits_on_handle: int = 0
     _log_stamp: tuple[object, ...] = ()
     _stored: dict[str, int | None] = field(default_factory=dict)
@@ -109,7 +120,7 @@ class Committer:
         if self._handle is None:
             self._handle = self.location.open()
             self._table_id = self._handle.metadata().id
-            self._fence = (self._handle.transaction_version(FENCE_APP_ID) or 0) + 1
+            self._fence = max(self.run_number, (self._handle.transaction_version(FENCE_APP_ID) or 0) + 1)
             self._log_stamp = self.location.log_stamp(self._handle.version())
         return self._handle
 
@@ -168,7 +179,6 @@ class Committer:
         self._commit(adds, moves, versions, facts, replacement)
         failpoint("committed")
         self._stored.update(versions)
-        self._has_claimed_fence = True
         if quarantine is not None and quarantine.adds:
             failpoint("quarantine-pending")
             _commit_quarantine(quarantine.location, self._table_id, versions[_MANIFEST_APP_ID], quarantine.adds)
@@ -186,6 +196,14 @@ class Committer:
             duration_s=time.monotonic() - started_s,
             metadata=facts,
         )
+
+    def claim(self) -> None:
+        """Take the fence in a commit of its own, so that an older run can move no position any more.
+
+        Raises:
+            CommitConflict: A newer run has it. Not retryable.
+        """
+        self.commit([], {})
 
     def add_columns(self, schema: pa.Schema) -> None:
         """Add the columns of ``schema`` that the table does not have yet, as nullable ones.
@@ -250,13 +268,13 @@ class Committer:
         if self._find_commit(commit_id, since=before) is not None:
             return True
         fence = self.handle.transaction_version(FENCE_APP_ID) or 0
-        if fence > self._fence or (fence == self._fence and not self._has_claimed_fence):
+        if fence > self._fence:
             raise CommitConflict(
                 f"cannot commit to table '{self.location.label}' at version {self.handle.version()}",
                 code="COMMIT_CONFLICT",
-                found=f"fence {fence} of another run",
-                expected=f"a fence below {self._fence + (self._has_claimed_fence)}",
-                remedy="Another run is writing this table. Stop one of the two; the other goes on and no row is lost",
+                found=f"fence {fence} of a newer run",
+                expected=f"at most {self._fence}, the fence of this run",
+                remedy="Another run is writing this table. It goes on, this one stops; no row is lost",
             )
         for app, move in moves.items():
             self._require_position(app, move, self.handle.transaction_version(app))
@@ -264,7 +282,7 @@ class Committer:
 
     def _require_position(self, app: str, move: Move, stored: int | None) -> None:
         if stored != move.start:
-            raise CommitConflict(
+            raise PositionMoved(
                 f"cannot commit to table '{self.location.label}' at version {self.handle.version()}",
                 code="COMMIT_CONFLICT",
                 found=f"app id '{app}' at position {stored}",

@@ -14,13 +14,13 @@ import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from sinks.delta.parquet import DataFileWriter
-from sinks.delta.protocol import CommitReceipt, Committer, Move, Quarantine, finish_quarantine
+from sinks.delta.protocol import CommitReceipt, Committer, Move, Quarantine, finish_quarantine, new_run_number
 from sinks.delta.tally import CommitTally
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.clock import Clock
 from waxlake.stream.delta_table import TableLocation, arrow_schema
-from waxlake.stream.errors import CommitConflict, WaxlakeError
+from waxlake.stream.errors import PositionMoved, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import app_id
 from waxlake.stream.schema import cast_exact, delta_schema
@@ -70,6 +70,7 @@ class SinkControl:
 
     Attributes:
         run_id: Identity of the run, unique.
+        run_number: Order of this run among others: the fence.
         on_commit: Told of every commit, after it is durable.
         on_error: Told of an error that stops the table; returns whether it was taken care of (else it is raised).
         identities: Flow name to app ids that are stored with each of its commits, to recognise a source that was
@@ -77,6 +78,7 @@ class SinkControl:
     """
 
     run_id: str = "plain"
+    run_number: int = field(default_factory=new_run_number)
     on_commit: Callable[[CommitReceipt], None] = lambda receipt: None
     on_error: Callable[[WaxlakeError], bool] = lambda error: False
     identities: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -211,7 +213,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         if batch.end <= position:
             return False
         kind = "overlaps" if batch.start < position else "leaves a gap after"
-        raise CommitConflict(
+        raise PositionMoved(
             f"cannot append to table '{self._target.location.label}': a batch {kind} what it holds",
             code="COMMIT_CONFLICT" if batch.start < position else "POSITION_GAP",
             found=f"positions {batch.start} to {batch.end} of {batch.source} partition {batch.partition}",
@@ -226,7 +228,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
                 location.create(delta_schema(batch.table.schema), partition_by=self._target.partition_by)
             if self._target.quarantine is not None and self._target.quarantine.exists():
                 finish_quarantine(location, self._target.quarantine)
-            self._committer = Committer(location, self._sink.control.run_id)
+            self._committer = Committer(location, self._sink.control.run_id, self._sink.control.run_number)
             self._read_schema(self._committer)
             self._rows.partition_by = tuple(self._committer.handle.metadata().partition_columns)
         return self._committer

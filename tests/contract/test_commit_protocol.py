@@ -19,7 +19,7 @@ from sinks.delta.parquet import DataFileWriter
 from sinks.delta.protocol import FENCE_APP_ID, Committer, Move, Quarantine, finish_quarantine
 from tests.conftest import LakeStorage
 from waxlake.stream.delta_table import TableLocation
-from waxlake.stream.errors import CommitConflict, TerminalError, WaxlakeError
+from waxlake.stream.errors import CommitConflict, PositionMoved, TerminalError, WaxlakeError
 from waxlake.stream.settings import StorageOptions
 
 ROWS = pa.table({"a": [1, 2, 3]})
@@ -51,32 +51,55 @@ def rows_of(table: TableLocation) -> int:
 
 
 @pytest.mark.parametrize(
-    ("second_app", "second_start", "second_end", "is_stale", "code"),
+    ("app", "start", "end", "is_stale", "is_newer", "error"),
     [
-        ("p", None, 10, True, "COMMIT_CONFLICT"),  # the same batch, decided before the first commit
-        ("p", None, 10, False, "COMMIT_CONFLICT"),  # a fresh snapshot that ignores the stored position
-        ("p", 10, 20, False, None),  # a fresh snapshot that goes on
-        ("p", 5, 20, False, "COMMIT_CONFLICT"),  # a fresh snapshot with another idea of the position
-        ("q", None, 10, True, "COMMIT_CONFLICT"),  # another source: the fence stops the stale writer
-        ("q", None, 10, False, None),  # another source, fresh: the newer run takes over
+        ("p", None, 10, True, True, PositionMoved),  # the same batch, decided before the first commit: plan again
+        ("p", None, 10, True, False, CommitConflict),  # the same from an older run: it has to stop
+        ("p", None, 10, False, True, PositionMoved),  # a fresh snapshot that ignores the stored position
+        ("p", 5, 20, False, True, PositionMoved),  # a fresh snapshot with another idea of the position
+        ("p", 10, 20, False, True, None),  # a fresh snapshot that goes on
+        ("p", 10, 20, False, False, None),  # the same where the clock of its machine is slow
+        ("q", None, 10, True, True, None),  # another source, stale: nothing of it moved, the newer run goes on
+        ("q", None, 10, True, False, CommitConflict),  # another source, stale and older: the fence stops it
+        ("q", None, 10, False, True, None),  # another source, fresh
     ],
 )
 def test_two_writers(
-    table: TableLocation, second_app: str, second_start: int | None, second_end: int, is_stale: bool, code: str | None
+    table: TableLocation,
+    app: str,
+    start: int | None,
+    end: int,
+    is_stale: bool,
+    is_newer: bool,
+    error: type[CommitConflict] | None,
 ) -> None:
-    first, second = Committer(table, "first"), Committer(table, "second")
+    first = Committer(table, "first", run_number=100)
+    second = Committer(table, "second", run_number=101 if is_newer else 99)
     if is_stale:
         assert second.handle.version() == 0
     commit(first, "p", None, 10)
-    if code is None:
-        assert commit(second, second_app, second_start, second_end) == 2
+    if error is None:
+        assert commit(second, app, start, end) == 2
         assert rows_of(table) == 6
         return
     with pytest.raises(CommitConflict) as refused:
-        commit(second, second_app, second_start, second_end)
-    assert refused.value.code == code
+        commit(second, app, start, end)
+    assert type(refused.value) is error
+    assert refused.value.code == "COMMIT_CONFLICT"
     assert rows_of(table) == 3
     assert table.open().version() == 1
+
+
+def test_a_claim_stops_an_older_run_before_it_moves_anything(table: TableLocation) -> None:
+    older, newer = Committer(table, "older", run_number=1), Committer(table, "newer", run_number=2)
+    commit(older, "p", None, 10)
+    newer.claim()
+    with pytest.raises(CommitConflict, match="fence 2 of a newer run"):
+        commit(older, "p", 10, 20)
+    commit(newer, "p", 10, 20)
+    with pytest.raises(CommitConflict):
+        older.claim()
+    assert rows_of(table) == 6
 
 
 def test_a_newer_run_fences_the_older_one(table: TableLocation) -> None:
@@ -86,7 +109,7 @@ def test_a_newer_run_fences_the_older_one(table: TableLocation) -> None:
     commit(successor, "p", 10, 20)
     with pytest.raises(CommitConflict, match="fence"):
         commit(zombie, "p", 10, 20)
-    assert table.open().transaction_version(FENCE_APP_ID) == 2
+    assert table.open().transaction_version(FENCE_APP_ID) == successor.run_number
     commit(successor, "p", 20, 30)
     assert rows_of(table) == 9
 

@@ -111,6 +111,7 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
         flush=FlushPolicy(max_age_s=interval_s if interval_s is not None else default_s),
         control=SinkControl(
             run_id=plan.update_id,
+            run_number=plan.run_number,
             on_commit=state.committed,
             on_error=lambda error: state.fail(target, error),
             identities=plan.identities,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from deltalake import DeltaTable
 
-from sinks.delta.protocol import finish_quarantine
+from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph, quarantine_schema
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import Dataset
@@ -21,7 +21,7 @@ from waxlake.stream.position import RowPosition, app_id, identity_app_id, identi
 from waxlake.stream.schema import compare_schemas
 from waxlake.stream.source import SourcePlan, SourceState, plan_partitions
 
-__all__ = ["Completion", "RunPlan", "SourceGroup", "make_plan", "prepare_tables", "source_groups"]
+__all__ = ["Completion", "RunPlan", "SourceGroup", "claim_tables", "make_plan", "prepare_tables", "source_groups"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,7 @@ class RunPlan:
 
     Attributes:
         update_id: Identity of the update.
+        run_number: Its order among other runs: the fence of the tables it writes.
         is_bounded: Whether it ends at the marks (triggered).
         sources: Group key to what to read; a group with nothing to do is missing.
         identities: Flow name to app ids that its commits store besides its positions: which source stood behind each
@@ -67,6 +68,7 @@ class RunPlan:
     """
 
     update_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    run_number: int = field(default_factory=new_run_number)
     is_bounded: bool
     sources: dict[str, SourcePlan] = field(default_factory=dict)
     identities: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -104,6 +106,17 @@ def prepare_tables(checked: CheckedGraph) -> None:
         del handle
 
 
+def claim_tables(checked: CheckedGraph, run_number: int) -> None:
+    """Take the fence of every stored table, so that no older run can move a position after it was read.
+
+    Raises:
+        CommitConflict: A newer run has one of them. Not retryable.
+    """
+    for dataset in checked.graph.datasets.values():
+        if dataset.location is not None and dataset.kind != "quarantine":
+            Committer(dataset.location, f"claim-{run_number}", run_number).claim()
+
+
 def _prepared(
     location: TableLocation, checked: CheckedGraph, dataset: Dataset, *, is_quarantine: bool = False
 ) -> DeltaTable:
@@ -131,14 +144,16 @@ def _prepared(
     return handle
 
 
-def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool) -> RunPlan:
+def make_plan(
+    checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool, run_number: int
+) -> RunPlan:
     """Look at every source and every target, and decide what to read.
 
     Raises:
         SourceMoved: A source no longer holds what a table needs next. Not retryable.
         ExternalError: A source or a table cannot be reached.
     """
-    plan = RunPlan(is_bounded=is_bounded)
+    plan = RunPlan(is_bounded=is_bounded, run_number=run_number)
     states: dict[str, SourceState] = {}
     for group in groups:
         connector = group.flows[0].connector

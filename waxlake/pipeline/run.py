@@ -15,21 +15,23 @@ from typing import Any
 from bytewax.dataflow import Dataflow
 
 from sinks.delta import CommitReceipt
+from sinks.delta.protocol import new_run_number
 from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import Cluster, run_processes
 from waxlake.pipeline.compile import build_dataflow
 from waxlake.pipeline.events import Event, EventLog, backfill_from_commits, make_event, progress_events
 from waxlake.pipeline.graph import load_graph
-from waxlake.pipeline.plan import Completion, RunPlan, make_plan, prepare_tables, source_groups
+from waxlake.pipeline.plan import Completion, RunPlan, claim_tables, make_plan, prepare_tables, source_groups
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.spec import Spec
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.tables import LatestTables
-from waxlake.stream.errors import InternalError, UsageError, WaxlakeError
+from waxlake.stream.errors import InternalError, PositionMoved, UsageError, WaxlakeError
 
 __all__ = ["PreparedRun", "RunOptions", "UpdateResult", "draining_on_signals", "prepare_run", "run_update"]
 
 EPOCH_INTERVAL = timedelta(milliseconds=500)
+_PLANS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,18 @@ class PreparedRun:
     completion: Completion
     checked: CheckedGraph
     started_s: float
+    is_stopping: bool = False
+
+    def stop(self) -> None:
+        """End the run: somebody asked for it."""
+        self.is_stopping = True
+        self.state.drain()
+
+    @property
+    def was_overtaken(self) -> bool:
+        """Whether only an older run that writes the same tables stood in the way."""
+        failures = self.state.failures.values()
+        return bool(failures) and not self.is_stopping and all(isinstance(e, PositionMoved) for e in failures)
 
     @property
     def is_idle(self) -> bool:
@@ -204,6 +218,7 @@ def prepare_run(
     workers: int = 1,
     cluster: Cluster | None = None,
     isolates: bool = True,
+    claims: bool = False,
 ) -> PreparedRun:
     """Load, check and plan an update, and compile it.
 
@@ -214,6 +229,7 @@ def prepare_run(
         workers: Workers of the whole cluster.
         cluster: The processes of this run, or None if it is the only one: process 0 plans for all.
         isolates: Let independent flows go on when one fails; needs a single process.
+        claims: Take the fence of every table before positions are read: another run is known to write them.
 
     Raises:
         WaxlakeError: A definition is wrong, a source or table cannot be used.
@@ -226,8 +242,11 @@ def prepare_run(
     groups = source_groups(checked)
 
     def plan_here() -> RunPlan:
+        run_number = new_run_number()
         prepare_tables(checked)
-        return make_plan(checked, groups, is_bounded=mode == "triggered")
+        if claims:
+            claim_tables(checked, run_number)
+        return make_plan(checked, groups, is_bounded=mode == "triggered", run_number=run_number)
 
     plan = cluster.share(plan_here) if cluster is not None else plan_here()
     report = _Reporter(spec, plan.update_id, listeners)
@@ -299,24 +318,36 @@ def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -
     """
     if options.processes > 1:
         return run_processes(spec, options.mode or spec.mode, options.workers, options.processes)
-    from bytewax._bytewax import cluster_main
-
     log = EventLog(spec.events_location())
     try:
-        run = prepare_run(spec, [log, *listeners], mode=options.mode, workers=options.workers)
-        if not run.is_idle:
-            with draining_on_signals(run.state.drain):
-                _run_dataflow(
-                    run,
-                    lambda: cluster_main(
-                        run.dataflow, [], 0, epoch_interval=EPOCH_INTERVAL, worker_count_per_proc=options.workers
-                    ),
-                )
-        elif not run.plan.is_bounded:
-            raise InternalError("a continuous run has nothing to read", code="PLAN_EMPTY")
+        for attempt in range(_PLANS):
+            run = prepare_run(
+                spec, [log, *listeners], mode=options.mode, workers=options.workers, claims=attempt > 0
+            )
+            _run_once(run, options.workers)
+            if not run.was_overtaken:
+                return run.finish()
+            run.report(
+                "update_progress",
+                "an older run moved the tables meanwhile; planning again",
+                level="WARN",
+                details={"update_progress": {"state": "RESETTING"}},
+            )
         return run.finish()
     finally:
         log.close()
+
+
+def _run_once(run: PreparedRun, workers: int) -> None:
+    from bytewax._bytewax import cluster_main
+
+    if run.is_idle:
+        return
+    with draining_on_signals(run.stop):
+        _run_dataflow(
+            run,
+            lambda: cluster_main(run.dataflow, [], 0, epoch_interval=EPOCH_INTERVAL, worker_count_per_proc=workers),
+        )
 
 
 def _run_dataflow(run: PreparedRun, main: Callable[[], None]) -> None:

@@ -10,7 +10,8 @@
     │   ├── TransientError        it may pass: retried with back-off
     │   └── TerminalError         it will not pass by itself
     │       ├── SourceMoved       the source no longer holds what the table expects next
-    │       └── CommitConflict    another writer moved the table (or fenced this one)
+    │       └── CommitConflict    a newer run has taken the table
+    │           └── PositionMoved an older run moved it; planning again settles who goes on
     └── InternalError             a promise of ours is broken: a defect, please report it
 
 A text reads: what failed, on which object: found …, expected …. What to do. [CODE]
@@ -26,6 +27,7 @@ __all__ = [
     "ExpectationFailed",
     "ExternalError",
     "InternalError",
+    "PositionMoved",
     "SchemaError",
     "SourceMoved",
     "TerminalError",
@@ -135,7 +137,11 @@ class SourceMoved(TerminalError):
 
 
 class CommitConflict(TerminalError):
-    """Another writer moved this table. Not retryable from the same run."""
+    """Another run writes this table. Not retryable."""
+
+
+class PositionMoved(CommitConflict):
+    """The table's position is not where this run planned from. Not retryable as it is; planning again is."""
 
 
 class InternalError(WaxlakeError):
