@@ -218,7 +218,7 @@ class TerminalProgress:
                     name,
                     f"{total.rows:,}",
                     f"{self._rate(name, elapsed_s):,.0f}",
-                    total.backlog_text() or "?",
+                    total.backlog_text(),
                     f"{total.violations:,}" if total.violations else "",
                 )
         return table
