@@ -267,6 +267,41 @@ def test_bad_rows_stay_among_good_ones_in_order():
     }
 
 
+def test_a_stream_that_changes_its_mind():
+    texts = ['{"a":"12","b":{"c":1}}'] * 200 + [
+        '{"a":5,"b":"x"}',
+        '{"a":null,"b":null}',
+        '{"a":true,"b":2}',
+        '{"b":"y"}',
+    ]
+    decoder = JsonDecoder(parse_ddl("a BIGINT, b STRING"))
+    for values in (texts, texts[::-1], texts):
+        rows = decoder.decode(pa.array([text.encode() for text in values])).to_pylist()
+        found = {text: tuple(row.values()) for text, row in zip(values, rows, strict=True)}
+        assert found == {
+            texts[0]: (None, '{"c":1}', '{"a":"12"}'),
+            '{"a":5,"b":"x"}': (5, "x", None),
+            '{"a":null,"b":null}': (None, None, None),
+            '{"a":true,"b":2}': (None, "2", '{"a":true}'),
+            '{"b":"y"}': (None, "y", None),
+        }
+
+
+def test_a_shape_learned_from_one_record_is_not_taken_for_granted():
+    texts = ['{"a":1,"x":"s","y":1}'] * 200 + [
+        '{"a":1,"x":"s","y":NaN}',
+        '{"a":1,"y":1,"x":"s"}',
+        '{"a":1,"x":null,"y":1.50}',
+    ]
+    rows = JsonDecoder(parse_ddl("a BIGINT")).decode(pa.array([text.encode() for text in texts])).to_pylist()
+    assert [row[RESCUED] for row in rows[199:]] == [
+        '{"x":"s","y":1}',
+        '{"_raw":"{\\"a\\":1,\\"x\\":\\"s\\",\\"y\\":NaN}"}',
+        '{"y":1,"x":"s"}',
+        '{"x":null,"y":1.5}',
+    ]
+
+
 @pytest.mark.parametrize("levels", [MAX_DEPTH - 1, MAX_DEPTH, 10_000, 200_000])
 @pytest.mark.parametrize(("opening", "inner", "closing"), [("[", "", "]"), ('{"x":', "1", "}")])
 def test_deep_nesting_is_kept_whole_on_a_small_stack(levels, opening, inner, closing):
