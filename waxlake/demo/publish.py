@@ -82,10 +82,10 @@ def json_events(flights: pa.Table) -> tuple[list[bytes], list[bytes]]:
         connection.execute("SET TimeZone = 'UTC'")
         connection.register("flights", flights)
         events = connection.sql("""
-            SELECT (carrier || flight)::BLOB AS key, to_json(event)::VARCHAR::BLOB AS value
+            SELECT carrier || flight AS key, to_json(event)::VARCHAR AS value
             FROM (SELECT * REPLACE (strftime(time_hour, '%Y-%m-%dT%H:%M:%SZ') AS time_hour) FROM flights) AS event
         """).to_arrow_table()
-    return events["key"].to_pylist(), events["value"].to_pylist()
+    return events["key"].cast(pa.binary()).to_pylist(), events["value"].cast(pa.binary()).to_pylist()
 
 
 def create_topic(bootstrap_servers: str) -> None:
