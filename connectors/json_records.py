@@ -61,10 +61,15 @@ class _Part:
 class JsonDecoder:
     """Decode JSON records into the columns of a schema, exactly one row per record.
 
-    Used by one thread; each source partition has its own. Semantics are listed in ``docs`` of the JSON format:
-    a value of another type than declared becomes NULL and is rescued; ``"12"`` is no BIGINT, ``12.0`` is one; any JSON value
-    fits STRING, as its JSON text; a TIMESTAMP is ISO 8601 and UTC unless it says otherwise; ``_rescued_data`` of a record
-    that is no JSON object holds ``{"_raw": text}``, or ``{"_raw_base64": ...}`` if it is not UTF-8.
+    Used by one thread; each source partition has its own. A value of another type than declared becomes NULL and is
+    rescued: ``"12"`` is no BIGINT, 1.7 is none, 12.0 is one. Any JSON value fits STRING, as its JSON text. A TIMESTAMP is
+    ISO 8601, in UTC unless it names an offset; digits below a microsecond are refused, not cut. FLOAT and DOUBLE round.
+    BINARY is base64. Names match case and all. A value that does not fit inside a STRUCT is rescued under its path, one
+    inside an ARRAY or MAP takes the whole column with it. Of a declared key given twice the last value wins.
+
+    ``_rescued_data`` is NULL, or a JSON object: undeclared fields and values that did not fit, in the record's order, with
+    all their digits; ``{"_raw": text}`` for a record that is no JSON object, that gives a declared key twice or nests
+    deeper than ``MAX_DEPTH``; ``{"_raw_base64": ...}`` for one that is not UTF-8.
 
     Args:
         schema: Columns; types as ``delta_schema`` makes them. NOT NULL is not enforced here: a sink does that.
