@@ -86,20 +86,40 @@ def run(
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     param: ParamOption = None,
     spec: SpecOption = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics on this port of 127.0.0.1.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Run an update: read what is new into every table, then stop."""
     loaded = _load_spec(spec, param)
     from waxlake.pipeline.run import RunOptions, run_update
 
-    options = RunOptions(mode="continuous" if continuous else None, workers=workers, processes=processes)
-    listener = _progress(is_json=json)
+    options = RunOptions(
+        mode="continuous" if continuous else None,
+        workers=workers,
+        processes=processes,
+        progress="json" if json else "lines",
+    )
+    if processes > 1:  # each process reports for itself
+        if metrics_port is not None:
+            raise UsageError(
+                "--metrics-port serves one process",
+                code="OPTION_INVALID",
+                remedy="Start the processes with python -m bytewax.run and WAXLAKE_METRICS_PORT, one port each",
+            )
+        run_update(loaded, options, [])
+        return
+    listeners = [_progress(is_json=json)]
+    if metrics_port is not None:
+        from waxlake.pipeline.metrics import MetricsListener
+
+        listeners.append(MetricsListener(metrics_port))
     try:
-        result = run_update(loaded, options, [listener])
+        run_update(loaded, options, listeners)
     finally:
-        listener.close()
-    if processes > 1 and not json:  # the processes report to the event log, not to this one
-        typer.echo(f"update {result.state.lower()} in {result.duration_s:.1f} s. Look further: waxlake status")
+        for listener in listeners:
+            listener.close()
 
 
 def _progress(*, is_json: bool) -> Listener:

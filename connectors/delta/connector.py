@@ -213,10 +213,10 @@ class _DeltaReader:
                 expected="files without one",
                 remedy="Read it with wl.read in a materialized view",
             )
-        with delta_errors(f"read {add['path']} of table '{self._location.label}'"):
-            with self._filesystem.open_input_file(add["path"]) as stream:
-                for rows in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS):
-                    yield self._shaped(pa.table(rows), add.get("partitionValues") or {})
+        what = f"read {add['path']} of table '{self._location.label}'"
+        with delta_errors(what), self._filesystem.open_input_file(add["path"]) as stream:
+            for rows in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS):
+                yield self._shaped(pa.table(rows), add.get("partitionValues") or {})
 
     def _shaped(self, rows: pa.Table, partition: Mapping[str, Any]) -> pa.Table:
         """Return the rows in the table's schema: partition values added, columns that came later filled with NULL."""

@@ -142,7 +142,9 @@ class DataFileWriter:
 class _OpenFile:
     """One Parquet file being written, and the statistics of its columns."""
 
-    def __init__(self, filesystem: pa_fs.FileSystem, path: str, schema: pa.Schema, partition: dict[str, str | None]) -> None:
+    def __init__(
+        self, filesystem: pa_fs.FileSystem, path: str, schema: pa.Schema, partition: dict[str, str | None]
+    ) -> None:
         self.path, self.partition, self.arrow_bytes = path, partition, 0
         self._nan_columns: set[str] = set()
         self._floats = [f.name for f in schema if pa.types.is_floating(f.type)]
@@ -160,7 +162,9 @@ class _OpenFile:
         self._writer.close()
         size = self._stream.tell()
         self._stream.close()
-        stats = _statistics(self._writer.writer.metadata if hasattr(self._writer.writer, "metadata") else None, self._nan_columns)
+        stats = _statistics(
+            self._writer.writer.metadata if hasattr(self._writer.writer, "metadata") else None, self._nan_columns
+        )
         return AddAction(self.path, size, self.partition, int(time.time() * 1000), True, json.dumps(stats))
 
     def abandon(self) -> None:
@@ -255,11 +259,15 @@ def _stat(value: Any) -> Any:
 
 def encode_add(action: AddAction) -> dict[str, Any]:
     """Return an action as plain JSON, for a manifest."""
-    return {"path": action.path, "size": action.size, "partition": dict(action.partition_values), "at": action.modification_time, "stats": action.stats}
+    return {
+        "path": action.path,
+        "size": action.size,
+        "partition": dict(action.partition_values),
+        "at": action.modification_time,
+        "stats": action.stats,
+    }
 
 
 def decode_add(data: dict[str, Any]) -> AddAction:
     """Return the action that ``encode_add`` wrote."""
     return AddAction(data["path"], data["size"], data["partition"], data["at"], True, data["stats"])
-
-

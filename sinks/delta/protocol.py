@@ -33,7 +33,16 @@ from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.errors import CommitConflict, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 
-__all__ = ["FENCE_APP_ID", "METADATA_KEY", "CommitReceipt", "Committer", "Move", "Quarantine", "finish_quarantine", "new_run_number"]
+__all__ = [
+    "FENCE_APP_ID",
+    "METADATA_KEY",
+    "CommitReceipt",
+    "Committer",
+    "Move",
+    "Quarantine",
+    "finish_quarantine",
+    "new_run_number",
+]
 
 FENCE_APP_ID = "waxlake/fence"
 METADATA_KEY = "waxlake"
@@ -119,7 +128,7 @@ class Committer:
         """The held snapshot; opened on first use, with the fence read from it."""
         if self._handle is None:
             self._handle = self.location.open()
-            self._table_id = self._handle.metadata().id
+            self._table_id = str(self._handle.metadata().id)
             self._fence = max(self.run_number, (self._handle.transaction_version(FENCE_APP_ID) or 0) + 1)
             self._log_stamp = self.location.log_stamp(self._handle.version())
         return self._handle
@@ -247,7 +256,6 @@ class Committer:
                 if attempt == _ATTEMPTS:
                     raise self._gave_up(failure) from failure
                 time.sleep(0.05 * 2**attempt)
-        raise AssertionError("unreachable")
 
     def _append(self, adds: Sequence[AddAction], properties: CommitProperties) -> None:
         metadata = self.handle.metadata()
@@ -328,7 +336,7 @@ class Committer:
 
     def _reopen(self) -> None:
         handle = self.location.open()
-        if handle.metadata().id != self._table_id:
+        if str(handle.metadata().id) != self._table_id:
             raise TerminalError(
                 f"cannot write table '{self.location.label}'",
                 code="TABLE_REPLACED",
@@ -373,7 +381,9 @@ def _commit_quarantine(location: TableLocation, primary_id: str, number: int, ad
         except CommitFailedError:
             continue
     raise TransientError(
-        f"cannot commit to table '{location.label}'", code="COMMIT_CONTENTION", remedy="Give it one writer and run again"
+        f"cannot commit to table '{location.label}'",
+        code="COMMIT_CONTENTION",
+        remedy="Give it one writer and run again",
     )
 
 
@@ -390,13 +400,15 @@ def finish_quarantine(primary: TableLocation, quarantine: TableLocation) -> bool
     """
     handle = primary.open()
     number = handle.transaction_version(_MANIFEST_APP_ID) or 0
-    done = quarantine.open().transaction_version(_quarantine_app_id(handle.metadata().id)) or 0
+    done = quarantine.open().transaction_version(_quarantine_app_id(str(handle.metadata().id))) or 0
     if done >= number:
         return False
     for entry in handle.history():
         manifest = (entry.get(METADATA_KEY) or {}).get("quarantine")
         if manifest and manifest["number"] == number:
-            _commit_quarantine(quarantine, handle.metadata().id, number, [decode_add(f) for f in manifest["files"]])
+            _commit_quarantine(
+                quarantine, str(handle.metadata().id), number, [decode_add(f) for f in manifest["files"]]
+            )
             return True
     raise TerminalError(
         f"cannot finish table '{quarantine.label}'",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-
 import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
@@ -255,7 +254,9 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
             self._rejected = DataFileWriter(self._target.quarantine)
             self._rejected_schema = arrow_schema(self._target.quarantine.open())
         assert self._rejected_schema is not None
-        self._rejected.append(cast_exact(rejected, self._rejected_schema, what=f"table '{self._target.quarantine.label}'"))
+        self._rejected.append(
+            cast_exact(rejected, self._rejected_schema, what=f"table '{self._target.quarantine.label}'")
+        )
 
     def _note_end(self, flow: str, batch: MicroBatch) -> None:
         ended = self._ended.setdefault((flow, batch.source), set())
@@ -284,9 +285,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         quarantine = None
         if self._rejected is not None and self._target.quarantine is not None and self._rejected.rows:
             rejected_rows = self._rejected.rows
-            quarantine = Quarantine(
-                location=self._target.quarantine, adds=self._rejected.finish(), rows=rejected_rows
-            )
+            quarantine = Quarantine(location=self._target.quarantine, adds=self._rejected.finish(), rows=rejected_rows)
         receipt = self._committer.commit(
             self._rows.finish(),
             self._moves,
@@ -302,5 +301,3 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._sink.control.on_commit(receipt)
         if self._target.shares_source:
             failpoint("between-tables")
-
-

@@ -38,7 +38,9 @@ class CommitTally:
                 "bytes": batch.backlog.size_bytes,
             }
         if batch.skipped is not None:
-            facts["skipped"].append({"source": batch.source, "partition": batch.partition, "positions": list(batch.skipped)})
+            facts["skipped"].append(
+                {"source": batch.source, "partition": batch.partition, "positions": list(batch.skipped)}
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return the counts as plain JSON values."""

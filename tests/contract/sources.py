@@ -77,7 +77,12 @@ class FilesRig:
 
     def connector(self) -> Connector:
         settings = FilesSettings.of(
-            str(self.folder / "inbox"), format="json", schema="n BIGINT", max_rows_per_batch=7, poll_interval_s=0.05, settle_s=0
+            str(self.folder / "inbox"),
+            format="json",
+            schema="n BIGINT",
+            max_rows_per_batch=7,
+            poll_interval_s=0.05,
+            settle_s=0,
         )
         return FilesConnector(settings, ledger=TableLocation(str(self.folder / "ledger")))
 

@@ -186,11 +186,14 @@ def test_quarantine_is_finished_from_the_primary_commit(make_table: Callable[[st
     writer = DataFileWriter(rejects)
     writer.append(ROWS)
     committer = Committer(primary, "run")
-    committer.commit([], {"p": Move(start=None, end=10)}, quarantine=Quarantine(location=rejects, adds=writer.finish(), rows=3))
+    committer.commit(
+        [], {"p": Move(start=None, end=10)}, quarantine=Quarantine(location=rejects, adds=writer.finish(), rows=3)
+    )
     assert rows_of(rejects) == 3
     assert finish_quarantine(primary, rejects) is False
     manifest = primary.open().history(1)[0]["waxlake"]["quarantine"]
-    assert manifest["number"] == 1 and json.dumps(manifest["files"])
+    assert manifest["number"] == 1
+    assert json.dumps(manifest["files"])
     # the same manifest again, as after a crash between the two commits: nothing is added twice
     assert finish_quarantine(primary, rejects) is False
     assert rows_of(rejects) == 3

@@ -86,7 +86,9 @@ def read_run(lake: Lake, tables: tuple[str, ...], sizes: list[int], order: list[
         if position[partition] >= LENGTH:
             partition = next(p for p in PARTITIONS if position[p] < LENGTH)
         start = position[partition]
-        end = min(start + sizes[step % len(sizes)], LENGTH, *(f for f in plan.partitions[partition].fences if f > start))
+        end = min(
+            start + sizes[step % len(sizes)], LENGTH, *(f for f in plan.partitions[partition].fences if f > start)
+        )
         for name in tables:
             lake.writers[name].write_batch([batch(partition, start, end)])
         position[partition] = end
@@ -113,7 +115,9 @@ def read_run(lake: Lake, tables: tuple[str, ...], sizes: list[int], order: list[
 
 @settings(max_examples=40)
 @given(runs=runs())
-def test_any_history_of_runs_ends_in_every_row_once(runs: list[tuple[list[int], list[str], int, tuple[str, ...]]]) -> None:
+def test_any_history_of_runs_ends_in_every_row_once(
+    runs: list[tuple[list[int], list[str], int, tuple[str, ...]]],
+) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         lake = Lake(folder)

@@ -21,6 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 from confluent_kafka import Producer
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from tests.conftest import LakeStorage
 from tests.services.kafka import KafkaCluster, create_topic
@@ -192,18 +193,24 @@ class RecoveryLake:
 
     def _has_everything(self) -> bool:
         try:
-            counts = {name: self.table(name).num_rows for name in ("events", "events_quarantine", "audit", "clean", "landed")}
+            counts = {
+                name: self.table(name).num_rows for name in ("events", "events_quarantine", "audit", "clean", "landed")
+            }
             seen = sum(row["rows"] for row in self.table("per_partition").to_pylist())
-        except Exception:  # a table may not be there yet
+        except DeltaError:  # a table may not be there yet
             return False
         good = self.published - self.bad
-        return counts == {
-            "events": good,
-            "events_quarantine": self.bad,
-            "audit": self.published,
-            "clean": good,
-            "landed": self.file_rows,
-        } and seen == good
+        return (
+            counts
+            == {
+                "events": good,
+                "events_quarantine": self.bad,
+                "audit": self.published,
+                "clean": good,
+                "landed": self.file_rows,
+            }
+            and seen == good
+        )
 
     def table(self, name: str) -> pa.Table:
         """Return a table's rows."""
@@ -222,7 +229,10 @@ class RecoveryLake:
         events, rejected = self.table("events"), self.table("events_quarantine")
         assert _keys(events) + _keys(rejected) == everything
         assert rejected.num_rows == self.bad
-        assert {tuple(r) for r in rejected.column("_failed_rules").to_pylist()} <= {("not negative",), ("short", "not negative")}
+        assert {tuple(r) for r in rejected.column("_failed_rules").to_pylist()} <= {
+            ("not negative",),
+            ("short", "not negative"),
+        }
         assert sum(v is not None for v in rejected.column("_rescued_data").to_pylist()) == self.malformed
         assert _keys(self.table("clean")) == _keys(events)
         assert sum(v for v in self.table("clean").column("n").to_pylist()) == self.total

@@ -21,6 +21,7 @@ from waxlake.stream.source import (
     plan_partitions,
     spread,
 )
+import itertools
 
 ROW_BYTES = 8
 
@@ -76,15 +77,17 @@ class ListConnector:
         return self.list_reader
 
 
-def partition(reader: ListReader, control: ReadControl, **plan: object):  # noqa: ANN201 - a private class
+def partition(reader: ListReader, control: ReadControl, **plan: object):
     part = PartitionPlan(start=reader.position, mark=reader.mark, **plan)
     source = PartitionedSource(
-        connector=ListConnector(reader), plan=SourcePlan(identity="s", name="list", partitions={"0": part}), control=control
+        connector=ListConnector(reader),
+        plan=SourcePlan(identity="s", name="list", partitions={"0": part}),
+        control=control,
     )
     return source.build_part("read", source.list_parts()[0], None)
 
 
-def drain(reading) -> list[MicroBatch]:  # noqa: ANN001 - a private class
+def drain(reading) -> list[MicroBatch]:
     batches: list[MicroBatch] = []
     while True:
         try:
@@ -99,7 +102,7 @@ def test_a_bounded_read_emits_every_row_once_and_ends_with_a_last_batch() -> Non
     assert [b.is_last for b in batches] == [False] * (len(batches) - 1) + [True]
     assert (batches[0].start, batches[0].end) == (0, 0)
     assert (batches[-1].start, batches[-1].end, batches[-1].partition_count) == (10, 10, 1)
-    assert all(before.end == after.start for before, after in zip(batches, batches[1:], strict=False))
+    assert all(before.end == after.start for before, after in itertools.pairwise(batches))
 
 
 def test_a_sink_that_gives_nothing_back_stops_the_source() -> None:
@@ -131,7 +134,8 @@ def test_a_closed_gate_reads_nothing_and_opens_nothing() -> None:
     answers = ["wait", "wait", "go"]
     control = ReadControl(gate=lambda: answers.pop(0) if len(answers) > 1 else answers[0])
     reading = partition(ListReader(), control)
-    assert reading.next_batch() == [] and reading.next_batch() == []
+    assert reading.next_batch() == []
+    assert reading.next_batch() == []
     assert reading.next_awake() is not None
     assert [b.start for b in reading.next_batch()] == [0]
 
@@ -156,7 +160,8 @@ def test_a_transient_error_is_retried_and_reported() -> None:
     reading = partition(reader, ReadControl(on_retry=lambda error, wait_s: waits.append(wait_s)))
     batches = drain(reading)
     assert [n for b in batches for n in b.table.column("n").to_pylist()] == list(range(10))
-    assert len(waits) == 2 and waits[0] < waits[1]
+    assert len(waits) == 2
+    assert waits[0] < waits[1]
 
 
 def test_a_transient_error_that_stays_ends_a_bounded_read() -> None:

@@ -21,7 +21,9 @@ ROWS = pa.table(
         "_key": pa.array([b"a", b"b", b"c", b"d"]),
     }
 )
-COUNTRIES = pa.table({"id": pa.array([1, 2], pa.int64()), "name": ["one", "two"], "_offset": pa.array([0, 0], pa.int64())})
+COUNTRIES = pa.table(
+    {"id": pa.array([1, 2], pa.int64()), "name": ["one", "two"], "_offset": pa.array([0, 0], pa.int64())}
+)
 
 
 def rule(name: str, sql: str, action: str = "warn") -> Expectation:
@@ -121,13 +123,14 @@ def test_a_failed_rule_names_itself_and_a_row() -> None:
     with pytest.raises(ExpectationFailed) as failed:
         apply(SOURCE, rule("positive", "amount > 0", "fail"))
     assert failed.value.code == "EXPECTATION_FAILED"
-    assert "'id': 2" in str(failed.value) and "positive" in str(failed.value)
+    assert "'id': 2" in str(failed.value)
+    assert "positive" in str(failed.value)
 
 
 def test_a_rule_may_quote_and_collide() -> None:
-    outcome = apply(SOURCE.select("id", "id AS passed"), rule("it's \"odd\"", "id <> 2", "quarantine"))
+    outcome = apply(SOURCE.select("id", "id AS passed"), rule('it\'s "odd"', "id <> 2", "quarantine"))
     assert outcome.rejected is not None
-    assert outcome.rejected.column("_failed_rules").to_pylist() == [["it's \"odd\""]]
+    assert outcome.rejected.column("_failed_rules").to_pylist() == [['it\'s "odd"']]
 
 
 @pytest.mark.parametrize(

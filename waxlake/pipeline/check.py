@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -88,7 +89,9 @@ class BatchQuery:
 
     def run(self, tables: StaticTables) -> pa.Table:
         """Return the rows of the query over the inputs as ``tables`` finds them."""
-        outcomes = [transform.apply(_base_rows(branch.read, tables, self.flow), tables) for branch, transform in self.branches]
+        outcomes = [
+            transform.apply(_base_rows(branch.read, tables, self.flow), tables) for branch, transform in self.branches
+        ]
         return _gathered(outcomes, self.schema)
 
 
@@ -162,9 +165,12 @@ class CheckedGraph:
         if isinstance(read, FilesRead):
             from connectors.files import FilesConnector
 
-            settings = read.settings.model_copy(update={"path": resolve_path(spec, read.settings.path)})
-            key = hashlib.sha256(repr((read.settings.path, settings.format, settings.path_glob_filter)).encode()).hexdigest()
-            return FilesConnector(settings, ledger=spec.ledger_location(key[:16]))
+            update: dict[str, Any] = {"path": resolve_path(spec, read.settings.path)}
+            if not read.settings.storage_options:
+                update["storage_options"] = spec.storage_options
+            settings = read.settings.model_copy(update=update)
+            key = repr((read.settings.path, settings.format, settings.path_glob_filter, settings.recursive))
+            return FilesConnector(settings, ledger=spec.ledger_location(hashlib.sha256(key.encode()).hexdigest()[:16]))
         assert isinstance(read, TableRead)
         from connectors.delta import DeltaConnector
 
@@ -203,9 +209,7 @@ def _is_streaming_view(dataset: Dataset) -> bool:
 
 
 def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
-    compiled = [
-        _compiled_branch(checked, dataset, flow, branch) for flow in dataset.flows for branch in flow.branches
-    ]
+    compiled = [_compiled_branch(checked, dataset, flow, branch) for flow in dataset.flows for branch in flow.branches]
     schema = dataset.definition.schema
     schema = delta_schema(schema) if schema is not None else _merged(dataset, compiled)
     for part in compiled:
@@ -280,9 +284,7 @@ def _check_partition_columns(dataset: Dataset, schema: pa.Schema) -> None:
 
 def _check_streaming_view(checked: CheckedGraph, dataset: Dataset) -> None:
     """A temporary view over a stream is inlined where it is read; here it is only checked."""
-    compiled = [
-        _compiled_branch(checked, dataset, flow, branch) for flow in dataset.flows for branch in flow.branches
-    ]
+    compiled = [_compiled_branch(checked, dataset, flow, branch) for flow in dataset.flows for branch in flow.branches]
     checked.schemas[dataset.name] = _merged(dataset, compiled)
 
 
@@ -378,6 +380,3 @@ def _check_stored(checked: CheckedGraph, dataset: Dataset) -> None:
             expected=f"{before}, as stored",
             remedy="Cast it to the stored type, or give the new column another name",
         )
-
-
-

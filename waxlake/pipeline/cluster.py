@@ -7,6 +7,7 @@ made to every other process, through Bytewax's own cluster runtime; then the rea
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import signal
@@ -28,7 +29,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from waxlake.stream.errors import InternalError, TerminalError, WaxlakeError
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.run import UpdateResult
+    from waxlake.pipeline.run import RunOptions, UpdateResult
     from waxlake.pipeline.spec import Spec
 
 __all__ = ["Cluster", "cluster_from_arguments", "run_processes"]
@@ -81,7 +82,7 @@ def _broadcast(cluster: Cluster, payload: bytes) -> bytes:
     copies = [(f"{i:06d}", payload) for i in range(count)] if cluster.process_id == 0 else []
     stream = op.input("planner", dataflow, _OnceSource(f"{cluster.process_id:06d}", copies))
     op.output("every_process", stream, _InboxSink(f"{cluster.process_id:06d}", inbox))
-    cluster_main(dataflow, list(cluster.addresses), cluster.process_id)
+    cluster_main(dataflow, list(cluster.addresses), cluster.process_id)  # type: ignore[no-untyped-call]
     if not inbox:
         raise InternalError("process 0 sent no plan", code="CLUSTER_PLAN_MISSING", remedy="See its error output")
     return inbox[0]
@@ -165,7 +166,7 @@ def cluster_from_arguments(arguments: Sequence[str], environ: Mapping[str, str])
     )
 
 
-def run_processes(spec: Spec, mode: str, workers: int, processes: int) -> UpdateResult:
+def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
     """Run one update in several processes of this machine, and wait for all of them.
 
     SIGTERM and SIGINT are handed on to them; when one dies, the others are ended.
@@ -176,12 +177,19 @@ def run_processes(spec: Spec, mode: str, workers: int, processes: int) -> Update
     from waxlake.pipeline.run import UpdateResult, draining_on_signals
 
     started_s = time.monotonic()
-    ports = _free_ports(processes)
-    addresses = ";".join(f"127.0.0.1:{port}" for port in ports)
-    environ = {**os.environ, "WAXLAKE_SPEC": str(spec.path), "WAXLAKE_MODE": mode}
+    mode, processes = options.mode or spec.mode, options.processes
+    addresses = ";".join(f"127.0.0.1:{port}" for port in _free_ports(processes))
+    environ = {
+        **os.environ,
+        "WAXLAKE_SPEC": str(spec.path),
+        "WAXLAKE_MODE": mode,
+        "WAXLAKE_PROGRESS": options.progress,
+        "WAXLAKE_PARAMS": json.dumps(dict(spec.configuration)),
+    }
+    per_process = ["-w", str(options.workers), "-a", addresses, "-s", "1"]
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "bytewax.run", _PROGRAM, "-w", str(workers), "-i", str(i), "-a", addresses, "-s", "1"],
+            [sys.executable, "-m", "bytewax.run", _PROGRAM, *per_process, "-i", str(i)],
             env=environ,
             start_new_session=True,
         )

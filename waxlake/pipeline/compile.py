@@ -11,7 +11,7 @@ import bytewax.operators as op
 import pyarrow as pa
 from bytewax.connectors.stdio import StdOutSink
 from bytewax.dataflow import Dataflow
-from bytewax.operators import Stream as DataflowStream
+from bytewax.dataflow import Stream as DataflowStream
 from bytewax.testing import TestingSource
 
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl

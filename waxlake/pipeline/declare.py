@@ -244,10 +244,15 @@ def _check_options(kind: str, options: Mapping[str, Any], line: str) -> None:
     for key in options:
         if key not in _OPTIONS[kind]:
             raise DefinitionError(
-                f"unknown argument {key!r} of @{kind}", where=line, code="ARGUMENT_UNKNOWN", remedy=nearest(key, _OPTIONS[kind])
+                f"unknown argument {key!r} of @{kind}",
+                where=line,
+                code="ARGUMENT_UNKNOWN",
+                remedy=nearest(key, _OPTIONS[kind]),
             )
     if options.get("cluster_by"):
-        raise DefinitionError("cluster_by is not available yet", where=line, code="NOT_AVAILABLE", remedy="Use partition_cols")
+        raise DefinitionError(
+            "cluster_by is not available yet", where=line, code="NOT_AVAILABLE", remedy="Use partition_cols"
+        )
     policy = options.get("refresh_policy", "auto")
     if policy not in ("auto", "full"):
         raise DefinitionError(
@@ -340,7 +345,10 @@ def _expect(rules: Mapping[str, str], action: Action) -> Callable[[F], F]:
     for name, text in rules.items():
         if not isinstance(name, str) or not isinstance(text, str) or not name or not text.strip():
             raise DefinitionError(
-                "an expectation is a name and a SQL condition", where=line, code="ARGUMENT_INVALID", found=repr((name, text))
+                "an expectation is a name and a SQL condition",
+                where=line,
+                code="ARGUMENT_INVALID",
+                found=repr((name, text)),
             )
 
     def decorate(function: F) -> F:

@@ -1,18 +1,26 @@
 """The pipeline as a plain Bytewax deployment: ``python -m bytewax.run flows.main``, with ``-w`` or ``-i``/``-a``.
 
 ``flow`` is a factory; importing this module does nothing. ``WAXLAKE_SPEC`` names the spec, ``WAXLAKE_MODE`` overrides its
-mode. Bytewax itself runs the dataflow, so an error ends the process with a traceback and a non-zero exit code.
+mode, ``WAXLAKE_PARAMS`` (JSON) its configuration; ``WAXLAKE_PROGRESS`` (``lines`` or ``json``) reports on stdout, and
+``WAXLAKE_METRICS_PORT`` serves Prometheus metrics. Bytewax itself runs the dataflow, so an error ends the process with a
+traceback and a non-zero exit code.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from bytewax.dataflow import Dataflow
+
+if TYPE_CHECKING:
+    from waxlake.pipeline.progress import Listener
 
 __all__ = ["flow"]
 
@@ -29,20 +37,39 @@ def flow() -> Dataflow:
     from waxlake.pipeline.spec import load_spec
 
     cluster = cluster_from_arguments(sys.argv[1:], os.environ)
-    spec = load_spec()
+    spec = load_spec(params=json.loads(os.environ.get("WAXLAKE_PARAMS") or "{}"))
+    stopping = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: stopping.set())
     log = EventLog(spec.events_location())
     atexit.register(log.close)
     run = prepare_run(
         spec,
-        [log],
+        [log, *_listeners(os.environ)],
         mode=os.environ.get("WAXLAKE_MODE") or None,
         workers=cluster.worker_count,
         cluster=cluster,
+        stopping=stopping,
         isolates=False,
     )
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: run.state.drain())
     if cluster.process_id == 0:
         atexit.register(run.report_end)
     return run.dataflow
+
+
+def _listeners(environ: Mapping[str, str]) -> list[Listener]:
+    """Return what the environment asks to be told of the run."""
+    listeners: list[Listener] = []
+    wanted = environ.get("WAXLAKE_PROGRESS", "")
+    if wanted:
+        from waxlake.pipeline.progress import JsonProgress, LineProgress
+
+        listeners.append(JsonProgress() if wanted == "json" else LineProgress())
+    if environ.get("WAXLAKE_METRICS_PORT"):
+        from waxlake.pipeline.metrics import MetricsListener
+
+        listeners.append(MetricsListener(int(environ["WAXLAKE_METRICS_PORT"]), address="0.0.0.0"))
+    for listener in listeners:
+        atexit.register(listener.close)
+    return listeners

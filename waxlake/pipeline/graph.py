@@ -9,11 +9,11 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 from waxlake.pipeline.declare import Registry, registering
 from waxlake.pipeline.definitions import (
@@ -209,7 +209,7 @@ def referenced_tables(text: str, where: str) -> set[str]:
         DefinitionError: The text is not one SELECT. Not retryable.
     """
     row = connect().execute("SELECT json_serialize_sql(?)", [text]).fetchone()
-    parsed = json.loads(row[0]) if row else {"error": True}
+    parsed: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
     if parsed.get("error"):
         raise DefinitionError(
             f"cannot parse the query: {parsed.get('error_message', 'no SELECT')}", where=where, code="SQL_SYNTAX"
@@ -264,7 +264,12 @@ class _Resolver:
             if dataset.quarantine is not None:
                 name = dataset.name + QUARANTINE_SUFFIX
                 datasets[name] = Dataset(
-                    name=name, kind="quarantine", definition=definition, location=dataset.quarantine, quarantine=None, flows=()
+                    name=name,
+                    kind="quarantine",
+                    definition=definition,
+                    location=dataset.quarantine,
+                    quarantine=None,
+                    flows=(),
                 )
         graph = Graph(spec=self._spec, datasets=datasets, order=())
         return replace(graph, order=_topological(graph))
@@ -291,7 +296,9 @@ class _Resolver:
         for rule in definition.expectations:
             if rule.name in seen:
                 raise DefinitionError(
-                    f"dataset '{name}' has two expectations named '{rule.name}'", where=rule.where, code="DUPLICATE_EXPECTATION"
+                    f"dataset '{name}' has two expectations named '{rule.name}'",
+                    where=rule.where,
+                    code="DUPLICATE_EXPECTATION",
                 )
             seen.add(rule.name)
             if rule.action == "quarantine" and definition.kind == "temporary_view":
@@ -318,7 +325,9 @@ class _Resolver:
                     f"flow '{flow.name}' has no streaming table '{flow.target}' to feed",
                     where=flow.where,
                     code="UNKNOWN_DATASET",
-                    remedy=nearest(flow.target, [n for n in names if self._definitions[n].kind == "table"] or ["(none)"]),
+                    remedy=nearest(
+                        flow.target, [n for n in names if self._definitions[n].kind == "table"] or ["(none)"]
+                    ),
                 )
             if flow.name in seen:
                 raise DefinitionError(
@@ -535,7 +544,7 @@ def _check_streamable(graph: Graph, flow: Flow) -> None:
                 found="a view whose rows are replaced at each refresh",
                 remedy="Read it with wl.read or wl.sql, or join it as a static table",
             )
-        if upstream is None and "query" == name:
+        if upstream is None and name == "query":
             raise DefinitionError(
                 f"flow '{flow.name}' streams from a batch query", where=flow.where, code="BATCH_FOR_STREAMING_TABLE"
             )

@@ -26,7 +26,10 @@ class MetricsListener:
             self.port = self.metrics.serve(port, address)
         except OSError as exc:
             raise TerminalError(
-                f"cannot serve metrics on {address}:{port}", code="METRICS_PORT", found=str(exc), remedy="Choose another port"
+                f"cannot serve metrics on {address}:{port}",
+                code="METRICS_PORT",
+                found=str(exc),
+                remedy="Choose another port",
             ) from exc
 
     def on_event(self, event: Event) -> None:

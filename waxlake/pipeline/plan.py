@@ -144,9 +144,7 @@ def _prepared(
     return handle
 
 
-def make_plan(
-    checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool, run_number: int
-) -> RunPlan:
+def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool, run_number: int) -> RunPlan:
     """Look at every source and every target, and decide what to read.
 
     Raises:
@@ -188,7 +186,10 @@ def _remember_source(plan: RunPlan, checked: CheckedGraph, part: CheckedFlow, st
         return
     flow = part.flow.name
     plan.identities.setdefault(flow, {}).update(
-        {identity_app_id(flow, state.name): identity_version(state.identity), sources_app_id(flow): _source_set(checked, flow)}
+        {
+            identity_app_id(flow, state.name): identity_version(state.identity),
+            sources_app_id(flow): _source_set(checked, flow),
+        }
     )
 
 
@@ -231,8 +232,8 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
             code="SOURCE_RECREATED",
             found=f"another source under that name: {state.identity}",
             expected="the one that table was filled from",
-            remedy="It was deleted and created again (or the cluster changed). Delete the table to fill it anew, give the flow a new "
-            "name to read it from its beginning, or set on_data_loss='skip'",
+            remedy="It was deleted and created again (or the cluster changed). Delete the "
+            "table to fill it anew, give the flow a new name to start anew, or set on_data_loss='skip'",
         )
     positions = {}
     for partition in state.partitions:

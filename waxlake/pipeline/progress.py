@@ -34,7 +34,7 @@ class Listener(Protocol):
         """Take one event. Called from any thread of the run; returns at once and never raises."""
         ...
 
-    def close(self) -> None:
+    def close(self) -> object:
         """The run is over. Called once."""
         ...
 

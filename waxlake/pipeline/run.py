@@ -42,11 +42,13 @@ class RunOptions:
         mode: ``triggered``, ``continuous``, or None for the spec's.
         workers: Worker threads in each process.
         processes: Processes on this machine.
+        progress: How each of several processes reports on stdout: ``lines`` or ``json``.
     """
 
     mode: str | None = None
     workers: int = 1
     processes: int = 1
+    progress: str = "lines"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,18 +129,12 @@ class PreparedRun:
     completion: Completion
     checked: CheckedGraph
     started_s: float
-    is_stopping: bool = False
-
-    def stop(self) -> None:
-        """End the run: somebody asked for it."""
-        self.is_stopping = True
-        self.state.drain()
 
     @property
     def was_overtaken(self) -> bool:
         """Whether only an older run that writes the same tables stood in the way."""
         failures = self.state.failures.values()
-        return bool(failures) and not self.is_stopping and all(isinstance(e, PositionMoved) for e in failures)
+        return bool(failures) and not self.state.is_stopping and all(isinstance(e, PositionMoved) for e in failures)
 
     @property
     def is_idle(self) -> bool:
@@ -217,6 +213,7 @@ def prepare_run(
     mode: str | None = None,
     workers: int = 1,
     cluster: Cluster | None = None,
+    stopping: threading.Event | None = None,
     isolates: bool = True,
     claims: bool = False,
 ) -> PreparedRun:
@@ -228,6 +225,7 @@ def prepare_run(
         mode: ``triggered``, ``continuous``, or None for the spec's.
         workers: Workers of the whole cluster.
         cluster: The processes of this run, or None if it is the only one: process 0 plans for all.
+        stopping: Set from outside when the run is to end: what was read is committed, nothing more is read.
         isolates: Let independent flows go on when one fails; needs a single process.
         claims: Take the fence of every table before positions are read: another run is known to write them.
 
@@ -258,6 +256,7 @@ def prepare_run(
         completion,
         report,
         report.committed,
+        stopping=stopping or threading.Event(),
         is_bounded=plan.is_bounded,
         isolates=isolates,
     )
@@ -317,22 +316,29 @@ def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -
         WaxlakeError: What stopped it. What was committed before stays; a later run goes on from there.
     """
     if options.processes > 1:
-        return run_processes(spec, options.mode or spec.mode, options.workers, options.processes)
+        return run_processes(spec, options)
     log = EventLog(spec.events_location())
+    stopping = threading.Event()
     try:
-        for attempt in range(_PLANS):
-            run = prepare_run(
-                spec, [log, *listeners], mode=options.mode, workers=options.workers, claims=attempt > 0
-            )
-            _run_once(run, options.workers)
-            if not run.was_overtaken:
-                return run.finish()
-            run.report(
-                "update_progress",
-                "an older run moved the tables meanwhile; planning again",
-                level="WARN",
-                details={"update_progress": {"state": "RESETTING"}},
-            )
+        with draining_on_signals(stopping.set):
+            for attempt in range(_PLANS):
+                run = prepare_run(
+                    spec,
+                    [log, *listeners],
+                    mode=options.mode,
+                    workers=options.workers,
+                    stopping=stopping,
+                    claims=attempt > 0,
+                )
+                _run_once(run, options.workers)
+                if not run.was_overtaken:
+                    break
+                run.report(
+                    "update_progress",
+                    "an older run moved the tables meanwhile; planning again",
+                    level="WARN",
+                    details={"update_progress": {"state": "RESETTING"}},
+                )
         return run.finish()
     finally:
         log.close()
@@ -341,12 +347,12 @@ def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -
 def _run_once(run: PreparedRun, workers: int) -> None:
     from bytewax._bytewax import cluster_main
 
-    if run.is_idle:
-        return
-    with draining_on_signals(run.stop):
+    if not run.is_idle:
         _run_dataflow(
             run,
-            lambda: cluster_main(run.dataflow, [], 0, epoch_interval=EPOCH_INTERVAL, worker_count_per_proc=workers),
+            lambda: cluster_main(  # type: ignore[no-untyped-call]
+                run.dataflow, [], 0, epoch_interval=EPOCH_INTERVAL, worker_count_per_proc=workers
+            ),
         )
 
 
@@ -373,9 +379,9 @@ def draining_on_signals(drain: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {}
+    before: dict[int, Any] = {}
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, _frame: Any) -> None:
         drain()
         signal.signal(number, before[number] if before[number] is not None else signal.SIG_DFL)
 
@@ -384,7 +390,5 @@ def draining_on_signals(drain: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
+        for installed, handler in before.items():
+            signal.signal(installed, handler)

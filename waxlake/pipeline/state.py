@@ -43,6 +43,8 @@ class RunState:
         completion: Tells which datasets are up to date; None in a run whose reads wait for nobody.
         emit: Reports events.
         on_commit: Told of every commit.
+        stopping: Set from outside when the run is to end.
+        is_bounded: Whether it ends at marks.
         isolates: Let independent flows go on when one fails; else the error stops the process.
     """
 
@@ -53,12 +55,13 @@ class RunState:
         emit: Emit,
         on_commit: Callable[[CommitReceipt], None],
         *,
+        stopping: threading.Event,
         is_bounded: bool,
         isolates: bool,
     ) -> None:
         self._graph, self._completion, self._emit, self._on_commit = graph, completion, emit, on_commit
         self._is_bounded, self._isolates = is_bounded, isolates
-        self._draining = threading.Event()
+        self._stopping, self._draining = stopping, threading.Event()
         self._lock = threading.Lock()
         self.failures: dict[str, WaxlakeError] = {}
         self.skipped: set[str] = set()
@@ -70,9 +73,14 @@ class RunState:
         """Ask every source to end: what is in flight is committed, nothing more is read."""
         self._draining.set()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether somebody asked the run to end."""
+        return self._stopping.is_set()
+
     def is_draining(self) -> bool:
-        """Return whether the run is to end now."""
-        return self._draining.is_set()
+        """Return whether sources are to end now, asked to from outside or by a conflict."""
+        return self._draining.is_set() or self._stopping.is_set()
 
     def has_failed(self, dataset: str) -> bool:
         """Return whether a dataset takes no more rows in this run."""
@@ -124,7 +132,9 @@ class RunState:
 
     def fail_group(self, group: SourceGroup, error: WaxlakeError) -> bool:
         """Note that a source failed, and with it every flow that reads it."""
-        return all([self.fail(part.flow.target, error) for part in group.flows])
+        for part in group.flows:
+            self.fail(part.flow.target, error)
+        return self._isolates
 
     def retrying(self, group: SourceGroup, error: TransientError, wait_s: float) -> None:
         """Note that a source is tried again."""

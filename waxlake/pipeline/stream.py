@@ -62,13 +62,17 @@ class Relation:
     def select(self: R, *expressions: str) -> R:
         """Keep SQL expressions, in this order; ``*`` stands for all columns but metadata columns."""
         if not expressions:
-            raise DefinitionError("select() needs at least one expression", where=calling_line(), code="ARGUMENT_MISSING")
+            raise DefinitionError(
+                "select() needs at least one expression", where=calling_line(), code="ARGUMENT_MISSING"
+            )
         return self._with(Select(expressions=tuple(_text(e, "select") for e in expressions), where=calling_line()))
 
     def with_columns(self: R, **columns: str) -> R:
         """Add columns, or replace those of the same name, by SQL expressions."""
         if not columns:
-            raise DefinitionError("with_columns() needs at least one column", where=calling_line(), code="ARGUMENT_MISSING")
+            raise DefinitionError(
+                "with_columns() needs at least one column", where=calling_line(), code="ARGUMENT_MISSING"
+            )
         pairs = tuple((name, _text(expression, "with_columns")) for name, expression in columns.items())
         return self._with(WithColumns(columns=pairs, where=calling_line()))
 
@@ -179,5 +183,3 @@ def read(table: str) -> Batch:
 def sql(query: str) -> Batch:
     """Run a batch query over datasets of this pipeline, by name."""
     return Batch((Branch(SqlQuery(text=_text(query, "sql"), where=calling_line())),))
-
-

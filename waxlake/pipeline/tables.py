@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from waxlake.pipeline.graph import is_external
 from waxlake.stream.clock import Clock
 from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.schema import no_rows

@@ -31,7 +31,18 @@ from waxlake.stream.errors import DefinitionError, ExpectationFailed, UserError,
 from waxlake.stream.schema import cast_exact, delta_schema, no_rows
 from waxlake.stream.settings import nearest
 
-__all__ = ["FAILED_RULES", "Outcome", "StaticTables", "Transform", "connect", "mentioned", "quote_name", "run_query", "static_alias", "with_static_aliases"]
+__all__ = [
+    "FAILED_RULES",
+    "Outcome",
+    "StaticTables",
+    "Transform",
+    "connect",
+    "mentioned",
+    "quote_name",
+    "run_query",
+    "static_alias",
+    "with_static_aliases",
+]
 
 FAILED_RULES = "_failed_rules"
 
@@ -80,7 +91,11 @@ def mentioned(steps: Iterable[Step], names: Iterable[str]) -> frozenset[str]:
 def run_query(connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:
     """Return the rows of a query as an Arrow table with Delta's types; HUGEINT becomes BIGINT."""
     relation = connection.sql(text)
-    wide = [name for name, kind in zip(relation.columns, relation.types, strict=True) if str(kind) in ("HUGEINT", "UHUGEINT")]
+    wide = [
+        name
+        for name, kind in zip(relation.columns, relation.types, strict=True)
+        if str(kind) in ("HUGEINT", "UHUGEINT")
+    ]
     table: pa.Table = relation.to_arrow_table()
     if wide or any(pa.types.is_timestamp(f.type) and f.type.tz not in (None, "UTC") for f in table.schema):
         table = table.cast(pa.schema([_plain(f, wide) for f in table.schema]))
@@ -330,7 +345,9 @@ def _failed_rules(
         for column, rule in zip(names, rules, strict=True)
     ]
     connection.register("__verdicts", pa.table(dict(zip(names, verdicts, strict=True))))
-    listed = connection.sql(f"SELECT list_filter([{', '.join(cases)}], lambda x: x IS NOT NULL) AS failed FROM __verdicts")
+    listed = connection.sql(
+        f"SELECT list_filter([{', '.join(cases)}], lambda x: x IS NOT NULL) AS failed FROM __verdicts"
+    )
     table: pa.Table = listed.to_arrow_table()
     connection.unregister("__verdicts")
     return table.column("failed")
@@ -539,4 +556,3 @@ def _without_hidden(text: str, hidden: Sequence[str], where: str) -> str:
             known = {e.name for e in already}
             star.set(key, [*already, *(exp.to_identifier(h, quoted=True) for h in hidden if h not in known)])
     return tree.sql(dialect="duckdb")
-

@@ -83,7 +83,7 @@ class ViewConnector:
             location = dataset.location if dataset is not None else self.checked.external(name)
             assert location is not None
             handles.append(location.open())
-        return [h.version() for h in handles], [h.metadata().id for h in handles]
+        return [h.version() for h in handles], [str(h.metadata().id) for h in handles]
 
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
         """Return the one group."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from typing import ClassVar
 
 __all__ = ["ByteBudget"]
 
@@ -21,7 +22,7 @@ class ByteBudget:
         limit_bytes: Most bytes in flight; one batch may exceed it when nothing else is in flight.
     """
 
-    _named: weakref.WeakValueDictionary[str, ByteBudget] = weakref.WeakValueDictionary()
+    _named: ClassVar[weakref.WeakValueDictionary[str, ByteBudget]] = weakref.WeakValueDictionary()
 
     def __init__(self, name: str, limit_bytes: int) -> None:
         self.name, self.limit_bytes = name, limit_bytes

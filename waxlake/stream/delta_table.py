@@ -55,13 +55,20 @@ def _mapped(what: str, exc: Exception) -> ExternalError:
         return TerminalError(
             f"cannot {what}", code="STORAGE_FULL", found=text, remedy="Free some space and run again: nothing is lost"
         )
-    if isinstance(exc, PermissionError) or any(w in low for w in ("permission denied", "read-only file system", "os error 13")):
+    if isinstance(exc, PermissionError) or any(
+        w in low for w in ("permission denied", "read-only file system", "os error 13")
+    ):
         return TerminalError(
             f"cannot {what}", code="STORAGE_NOT_WRITABLE", found=text, remedy="Give this user the right to write there"
         )
-    if any(w in low for w in ("accessdenied", "invalidaccesskeyid", "signaturedoesnotmatch", "403", "unauthorized", "401")):
+    if any(
+        w in low for w in ("accessdenied", "invalidaccesskeyid", "signaturedoesnotmatch", "403", "unauthorized", "401")
+    ):
         return TerminalError(
-            f"cannot {what}", code="STORAGE_ACCESS_DENIED", found=text, remedy="Check `storage_options` and the key's rights"
+            f"cannot {what}",
+            code="STORAGE_ACCESS_DENIED",
+            found=text,
+            remedy="Check `storage_options` and the key's rights",
         )
     if "nosuchbucket" in low:
         return TerminalError(f"cannot {what}", code="STORAGE_NOT_FOUND", found=text, remedy="Create the bucket first")

@@ -74,14 +74,18 @@ class WaxlakeError(Exception):
             seen.append(f"found {self.found}")
         if self.expected is not None:
             seen.append(f"expected {self.expected}")
-        text = self.what.rstrip(".") + (": " + ", ".join(seen) if seen else "") + "."
+        text = _sentence(self.what + (": " + ", ".join(seen) if seen else ""))
         if self.remedy:
-            text += " " + self.remedy.rstrip(".") + "."
+            text += " " + _sentence(self.remedy)
         return f"{text} [{self.code}]"
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {"code": self.code, "found": self.found, "expected": self.expected, "remedy": self.remedy}
         return (_rebuild, (type(self), self.what, {**state, **self.facts}))
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!", "…")) else text + "."
 
 
 def _rebuild(kind: type[WaxlakeError], what: str, state: dict[str, Any]) -> WaxlakeError:

@@ -13,14 +13,20 @@ from waxlake.stream.errors import UsageError
 
 __all__ = ["Settings", "StorageOptions", "nearest", "redact"]
 
-_SECRET_KEY = re.compile(r"secret|password|passwd|token|credential|sas|private|jaas|access_?key|account_?key|api_?key", re.I)
+_SECRET_KEY = re.compile(
+    r"secret|password|passwd|token|credential|sas|private|jaas|access_?key|account_?key|api_?key", re.I
+)
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@\s/]+@")
 
 
 def redact(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``options`` with every value that may be a secret replaced by ``***``."""
     return {
-        key: "***" if _SECRET_KEY.search(key) else _URL_PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
+        key: "***"
+        if _SECRET_KEY.search(key)
+        else _URL_PASSWORD.sub(r"\1***@", value)
+        if isinstance(value, str)
+        else value
         for key, value in options.items()
     }
 
