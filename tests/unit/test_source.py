@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,6 @@ from waxlake.stream.source import (
     plan_partitions,
     spread,
 )
-import itertools
 
 ROW_BYTES = 8
 

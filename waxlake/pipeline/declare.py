@@ -153,7 +153,7 @@ def table(
     table_properties: Mapping[str, str] | None = None,
     path: str | None = None,
 ) -> Callable[[F], F]: ...
-def table(name: Any = None, **options: Any) -> Any:
+def table(name: Any = None, **options: Any) -> Any:  # noqa: D417 - the options are those of the overload
     """Declare a streaming table: the function returns a Stream, each of its rows is appended exactly once.
 
     Args:
@@ -229,7 +229,9 @@ def _dataset(kind: DatasetKind, name: Any, options: dict[str, Any]) -> Any:
                 where=line,
                 code="DUPLICATE_DECORATOR",
             )
-        draft.dataset = _definition(kind, name or function.__name__, function, _function_line(function, line), options)
+        draft.dataset = _definition(
+            kind, function.__name__ if name is None else name, function, _function_line(function, line), options
+        )
         registry = _registry.get()
         if registry is not None:
             registry._drafts.append(draft)
