@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import Settings, StorageOptions, nearest
 
@@ -81,6 +82,13 @@ class FilesSettings(Settings):
     def _hide_secrets(cls, value: object) -> object:
         return StorageOptions(value) if isinstance(value, Mapping) and not isinstance(value, StorageOptions) else value
 
+    @field_validator("declared_schema")
+    @classmethod
+    def _readable_schema(cls, value: str | pa.Schema | None) -> str | pa.Schema | None:
+        if value is not None:
+            parse_ddl(value)
+        return value
+
     @field_validator("sep", "quote", "escape")
     @classmethod
     def _one_byte(cls, value: str) -> str:
@@ -94,6 +102,7 @@ class FilesSettings(Settings):
 
         Raises:
             UsageError: An unknown format or option, one of another format, or a value out of bounds. Not retryable.
+            SchemaError: ``SCHEMA_DDL``: a typo in the schema. Not retryable.
         """
         what = f"read_files({path!r})"
         kind = str(format).lower()

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from waxlake.pipeline.definitions import FilesRead, KafkaRead, Query, Read, SqlQuery, Step, TableRead
+from waxlake.pipeline.definitions import FilesRead, KafkaRead, Query, Read, SqlQuery, Step, TableRead, located
 from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name, resolve_path
 from waxlake.pipeline.stream import Branch
 from waxlake.pipeline.tables import EmptyTables
@@ -26,6 +26,7 @@ from waxlake.pipeline.transform import (
     mentioned,
     quote_name,
     run_query,
+    sql_refused,
     static_alias,
     with_static_aliases,
 )
@@ -123,7 +124,7 @@ def _base_rows(read: Read, tables: StaticTables, flow: Flow) -> pa.Table:
             connection.register(static_alias(name), tables(name))
         return run_query(connection, with_static_aliases(read.text, flow.statics))
     except duckdb.Error as exc:
-        raise DefinitionError(f"'{flow.target}': {exc}", where=read.where, code="SQL_INVALID") from exc
+        raise sql_refused(f"view '{flow.target}'", read.where, exc) from exc
     finally:
         connection.close()
 
@@ -239,7 +240,8 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
         tables=EmptyTables(checked),
         schema=delta_schema(dataset.definition.schema) if dataset.definition.schema is not None else None,
     )
-    transform.compile()
+    with located(flow.where):
+        transform.compile()
     upstream = [branch.read.name] if isinstance(branch.read, TableRead) else []
     gates = tuple(name for name in dict.fromkeys([*upstream, *statics]) if name in checked.graph.datasets)
     return CheckedFlow(
@@ -305,7 +307,8 @@ def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
             tables=empty,
             schema=delta_schema(declared) if declared is not None else None,
         )
-        transform.compile()
+        with located(flow.where):
+            transform.compile()
         query.branches.append((branch, transform))
     query.schema = query.branches[0][1].output
     for branch, transform in query.branches[1:]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+
+from waxlake.stream.errors import DefinitionError, UserError
 
 __all__ = [
     "Action",
@@ -30,6 +33,7 @@ __all__ = [
     "Where",
     "WithColumns",
     "calling_line",
+    "located",
 ]
 
 Action = Literal["warn", "drop", "fail", "quarantine"]
@@ -43,6 +47,22 @@ def calling_line() -> str:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Let a user error of the block name the definition it belongs to, unless it names its place already.
+
+    Raises:
+        DefinitionError: The user error, with its code, found, expected and remedy. Not retryable.
+    """
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error, DefinitionError) and error.where:
+            raise
+        rest = {"found": error.found, "expected": error.expected, "remedy": error.remedy, **error.facts}
+        raise DefinitionError(error.what, where=where, code=error.code, **rest) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

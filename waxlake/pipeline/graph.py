@@ -28,6 +28,7 @@ from waxlake.pipeline.definitions import (
     SqlQuery,
     Step,
     TableRead,
+    located,
 )
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.pipeline.transform import connect
@@ -183,7 +184,7 @@ def _import_file(path: Path) -> None:
         module_spec.loader.exec_module(module)
     except WaxlakeError:
         raise
-    except Exception as exc:  # whatever a user's file raises is reported as that file's error
+    except (Exception, SystemExit) as exc:  # whatever a user's file raises is reported as that file's error
         raise DefinitionError(
             f"cannot import the definitions: {type(exc).__name__}: {exc}",
             where=_line_in(path, exc),
@@ -356,8 +357,10 @@ class _Resolver:
             )
         stored = definition.kind != "temporary_view"
         location = None
+        with located(definition.where):
+            usual = self._spec.table_location(definition.name)
         if stored:
-            location = self._spec.table_location(definition.name)
+            location = usual
             if definition.path:
                 location = replace(location, uri=resolve_path(self._spec, definition.path))
         quarantine = None
@@ -491,7 +494,7 @@ def _call(flow: FlowDefinition) -> Relation:
         relation: Any = flow.function()
     except WaxlakeError:
         raise
-    except Exception as exc:  # whatever a user's function raises is reported as that function's error
+    except (Exception, SystemExit) as exc:  # whatever a user's function raises is reported as that function's error
         path = Path(flow.where.rsplit(":", 1)[0])
         raise DefinitionError(
             f"the query function of '{flow.name}' failed: {type(exc).__name__}: {exc}",

@@ -22,6 +22,7 @@ from waxlake.pipeline.definitions import (
     Where,
     WithColumns,
     calling_line,
+    located,
 )
 from waxlake.stream.errors import DefinitionError
 
@@ -130,7 +131,8 @@ def as_schema(schema: str | pa.Schema | None) -> pa.Schema | None:
         return schema
     from waxlake.stream.ddl import parse_ddl
 
-    return parse_ddl(schema)
+    with located(calling_line()):
+        return parse_ddl(schema)
 
 
 def read_kafka(topic: str, bootstrap_servers: str, **options: Any) -> Stream:
@@ -143,12 +145,13 @@ def read_kafka(topic: str, bootstrap_servers: str, **options: Any) -> Stream:
             ``max_rows_per_batch``, ``max_bytes_per_batch``, ``request_timeout_s``.
 
     Raises:
-        UsageError: An unknown option, a managed librdkafka key, a format without its schema. Not retryable.
+        DefinitionError: An unknown option, a managed librdkafka key, a format without its schema. Not retryable.
     """
     from connectors.kafka import KafkaSettings
 
     values = {"topic": topic, "bootstrap_servers": bootstrap_servers, **options}
-    settings = KafkaSettings.build(f"{calling_line()}: read_kafka({topic!r})", values)
+    with located(calling_line()):
+        settings = KafkaSettings.build(f"read_kafka({topic!r})", values)
     return Stream((Branch(KafkaRead(settings=settings, where=calling_line())),))
 
 
@@ -162,11 +165,12 @@ def read_files(path: str, format: str, schema: str | pa.Schema | None = None, **
         options: Options of Auto Loader in snake_case.
 
     Raises:
-        UsageError: An unknown option or format. Not retryable.
+        DefinitionError: An unknown option or format. Not retryable.
     """
     from connectors.files import FilesSettings
 
-    settings = FilesSettings.of(path, format=format, schema=schema, **options)
+    with located(calling_line()):
+        settings = FilesSettings.of(path, format=format, schema=schema, **options)
     return Stream((Branch(FilesRead(settings=settings, where=calling_line())),))
 
 

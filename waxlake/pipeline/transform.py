@@ -40,6 +40,7 @@ __all__ = [
     "mentioned",
     "quote_name",
     "run_query",
+    "sql_refused",
     "static_alias",
     "with_static_aliases",
 ]
@@ -271,7 +272,7 @@ class Transform:
             result = stage.function(table)
         except WaxlakeError:
             raise
-        except Exception as exc:  # whatever a user's function raises is reported as that function's error
+        except (Exception, SystemExit) as exc:  # whatever a user's function raises is reported as that function's error
             raise DefinitionError(
                 f"the map_batches function of flow '{self.flow}' failed: {type(exc).__name__}: {exc}",
                 where=stage.where,
@@ -377,11 +378,21 @@ def static_alias(name: str) -> str:
     return name.replace(".", "__dot__")
 
 
+def sql_refused(what: str, where: str, exc: duckdb.Error) -> DefinitionError:
+    """Return our error for SQL that cannot work whatever the rows; the text is DuckDB's."""
+    text = str(exc).strip()
+    code = "SQL_INVALID"
+    if "not found in FROM clause" in text or "does not have a column" in text:
+        code = "UNKNOWN_COLUMN"
+    elif isinstance(exc, duckdb.ParserException):
+        code = "SQL_SYNTAX"
+    return DefinitionError(f"{what}: {text}", where=where, code=code)
+
+
 def _sql_error(kind: type[WaxlakeError], flow: str, where: str, exc: duckdb.Error) -> WaxlakeError:
     text = str(exc).strip()
-    code = "UNKNOWN_COLUMN" if "not found in FROM clause" in text or "does not have a column" in text else "SQL_INVALID"
     if kind is DefinitionError:
-        return DefinitionError(f"flow '{flow}': {text}", where=where, code=code)
+        return sql_refused(f"flow '{flow}'", where, exc)
     return UserError(
         f"{where}: flow '{flow}' failed on a row: {shorten(text, 400)}",
         code="SQL_FAILED",
@@ -507,9 +518,7 @@ class _Compiler:
             _register(self._connection, self._transform.statics, self._transform.tables)
             return run_query(self._connection, text)
         except duckdb.Error as exc:
-            error = _sql_error(DefinitionError, self._transform.flow, self._where, exc)
-            error.args = (error.args[0].replace(f"flow '{self._transform.flow}':", f"{what}:", 1),)
-            raise error from exc
+            raise sql_refused(what, self._where, exc) from exc
 
     def _close(self) -> _SqlStage | None:
         if self._text is None:
