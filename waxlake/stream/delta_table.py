@@ -51,6 +51,15 @@ def _mapped(what: str, exc: Exception) -> ExternalError:
         return TerminalError(
             f"cannot {what}", code="TABLE_NOT_FOUND", found="no Delta table there", remedy="It was dropped or moved"
         )
+    if isinstance(exc, FileExistsError | NotADirectoryError) or any(
+        w in low for w in ("not a directory", "os error 20")
+    ):
+        return TerminalError(
+            f"cannot {what}",
+            code="STORAGE_NOT_WRITABLE",
+            found=f"a file where a folder should be: {text}",
+            remedy="Move it away, or choose another place",
+        )
     if "no space left" in low or getattr(exc, "errno", None) == 28:
         return TerminalError(
             f"cannot {what}", code="STORAGE_FULL", found=text, remedy="Free some space and run again: nothing is lost"
