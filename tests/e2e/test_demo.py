@@ -101,7 +101,7 @@ def test_the_summary_has_the_data_sets_figures(demo: Demo, flights: list[dict[st
         ("has_departed", "drop", cancelled),
         ("delay_is_credible", "quarantine", absurd),
         ("aircraft_is_known", "warn", unknown),
-        ("airline_is_known", "fail", 0),
+        ("left_new_york", "fail", 0),
     ):
         assert demo.line("silver.flights", rule)[2:] == [action, f"{total - broken:,}", f"{broken:,}"]
     assert f"of {total:,} rows, restarted: the counts are exact" in demo.out

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from waxlake.demo.folder import demo_folder
+from waxlake.demo.publish import PARTITIONS, TOPIC
 from waxlake.pipeline.graph import load_graph
 from waxlake.pipeline.spec import load_spec
 from waxlake.stream.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_it_holds_a_pipeline_that_loads(tmp_path: Path) -> None:
@@ -63,3 +67,13 @@ def test_two_demos_at_once_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="DEMO_RUNNING"), demo_folder(tmp_path / "demo"):
             pass
         assert (place.landing / "weather.csv").exists()
+
+
+def test_the_deployment_has_what_the_pipeline_asks_for() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    spec = load_spec(ROOT / "deploy" / "waxlake.yml", environ=services["app"]["environment"])
+    image = spec.model_copy(update={"path": ROOT / "waxlake.yml"})  # where the image has it, beside flows/
+    topics = {name for flow in load_graph(image).datasets["bronze.flights"].flows for name in flow.inputs}
+    assert topics == {f"kafka:{TOPIC}"}
+    assert f"topic create {TOPIC} --partitions {PARTITIONS} " in services["topics"]["command"][0]
+    assert f"./deploy/landing:/app/{image.configuration['landing'].removeprefix('./')}:ro" in services["app"]["volumes"]

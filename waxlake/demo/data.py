@@ -59,7 +59,7 @@ FAST = Schedule(
     until=datetime(2013, 1, 15, 5, tzinfo=timezone.utc),  # two weeks: midnight in New York
     portion=timedelta(days=1),
     portion_s=0.3,
-    lead=8,
+    lead=12,
 )
 
 

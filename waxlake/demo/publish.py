@@ -45,7 +45,8 @@ __all__ = [
 
 TOPIC = "flights"
 PARTITIONS = 4
-_SETTLE_S = 2.0  # a static table is looked at anew after a second at the latest
+_SETTLE_S = 1.5  # a static table is looked at anew after a second at the latest
+_HEAD_START_S = 10.0  # without a table to look at, time enough for a running pipeline to store the first files
 _POLL_S = 0.1
 _LAST_QUARTER = 0.75
 _FLUSH_S = 60.0
@@ -94,7 +95,7 @@ def create_topic(bootstrap_servers: str) -> None:
     Raises:
         TerminalError: The broker refuses it (``DEMO_TOPIC_FAILED``). Not retryable.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
     for created in admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)]).values():
         try:
             created.result(timeout=30)
@@ -166,10 +167,14 @@ class Holds:
     Args:
         weather_table: Table that has to have held their weather for a while; None for no such table.
         go_file: File that has to be there before the last quarter is published; None for no such file.
+        head_start_s: Seconds that the first files have before the first flight.
     """
 
-    def __init__(self, weather_table: TableLocation | None = None, go_file: Path | None = None) -> None:
+    def __init__(
+        self, weather_table: TableLocation | None = None, go_file: Path | None = None, *, head_start_s: float = 0.0
+    ) -> None:
         self._weather_table, self._go_file = weather_table, go_file
+        self._head_start_s = head_start_s
         self._reached: list[tuple[int, float]] = []
 
     def wait(self, *, weather_rows: int, share: float) -> None:
@@ -179,6 +184,8 @@ class Holds:
             weather_rows: Rows of weather up to those of the flights.
             share: Share of the data that is published already, 0 to 1.
         """
+        time.sleep(self._head_start_s)
+        self._head_start_s = 0.0
         while share >= _LAST_QUARTER and self._go_file is not None and not self._go_file.exists():
             time.sleep(_POLL_S)
         while self._weather_table is not None and not self._has_held(self._weather_table, weather_rows):
@@ -224,7 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.landing.mkdir(parents=True, exist_ok=True)
     land_reference_files(data, given.landing)
     create_topic(given.bootstrap_servers)
-    holds = Holds(TableLocation(given.weather_table) if given.weather_table else None, given.go_file)
+    if given.weather_table:
+        holds = Holds(TableLocation(given.weather_table), given.go_file)
+    else:
+        holds = Holds(go_file=given.go_file, head_start_s=_HEAD_START_S)
     topic = Topic(given.bootstrap_servers)
     for progress in publish(portions(data, schedule), schedule, topic, given.landing, holds):
         sys.stdout.write(json.dumps(progress) + "\n")

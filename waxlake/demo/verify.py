@@ -75,7 +75,7 @@ _BROKEN = {
     "aircraft_is_known": "FROM flights ANTI JOIN planes USING (tailnum)",
     "has_departed": "FROM flights WHERE dep_time IS NULL",
     "delay_is_credible": "FROM flights WHERE dep_delay > 600",
-    "airline_is_known": "FROM flights ANTI JOIN airlines USING (carrier)",
+    "left_new_york": "FROM flights WHERE NOT (origin = 'EWR' OR origin = 'JFK' OR origin = 'LGA')",
 }
 
 _DIFFERENT = """
