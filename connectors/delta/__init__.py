@@ -1,5 +1,5 @@
 """Delta tables as a streaming source: the rows that each version appended, in order."""
 
-from connectors.delta.connector import DeltaConnector
+from connectors.delta.connector import DeltaConnector, DeltaSource
 
-__all__ = ["DeltaConnector"]
+__all__ = ["DeltaConnector", "DeltaSource"]

@@ -21,9 +21,11 @@ from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import SourceMoved
 from waxlake.stream.position import RowPosition
 from waxlake.stream.schema import no_rows
+from waxlake.stream.settings import StorageOptions
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, spread
+from waxlake.stream.standalone import Positions, StandaloneSource
 
-__all__ = ["DeltaConnector"]
+__all__ = ["DeltaConnector", "DeltaSource"]
 
 _PARTITION = "log"
 _SNAPSHOT_FLAG = 1 << 35
@@ -84,6 +86,30 @@ class DeltaConnector:
     def reader(self, plan: SourcePlan, partitions: tuple[str, ...], columns: frozenset[str]) -> Reader:
         """Return a reader; a bounded one ends at the version that is the latest when it is opened."""
         return _DeltaReader(self, plan)
+
+
+class DeltaSource(StandaloneSource):
+    """A Delta table as an input of a hand-written Bytewax dataflow; its items are ``MicroBatch``.
+
+    Args:
+        uri: Local path or URI of the table.
+        storage_options: Options of its store, as delta-rs names them.
+        positions: Stored position, or a function from what the source holds to it; none starts at the first version.
+        is_bounded: End at the version that is the latest when it is opened.
+
+    Guarantee: every appended row once per run, in log order; exactly once with a sink that stores positions.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+        positions: Positions | None = None,
+        is_bounded: bool = False,
+    ) -> None:
+        connector = DeltaConnector(TableLocation(uri, StorageOptions(storage_options)))
+        super().__init__(connector, positions=positions, is_bounded=is_bounded)
 
 
 class _DeltaReader:

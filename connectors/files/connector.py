@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
-from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from connectors.files.formats import make_format
 from connectors.files.inference import infer_schema
@@ -17,12 +16,12 @@ from connectors.files.reader import METADATA_TYPE, PARTITION, FilesReader
 from connectors.files.remote_store import URI, RemoteStore
 from connectors.files.settings import FilesSettings
 from connectors.files.store import Store
-from waxlake.stream.batch import MicroBatch
 from waxlake.stream.ddl import parse_ddl, to_ddl
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import TerminalError, UserError
 from waxlake.stream.position import RowPosition
-from waxlake.stream.source import PartitionedSource, Reader, SourcePlan, SourceRange, SourceState, plan_partitions
+from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState
+from waxlake.stream.standalone import StandaloneSource
 
 __all__ = ["METADATA_COLUMN", "FilesConnector", "FilesSource"]
 
@@ -209,7 +208,7 @@ def _open_store(settings: FilesSettings) -> Store:
     return RemoteStore(path, settings.storage_options, glob, is_recursive)
 
 
-class FilesSource(FixedPartitionedSource[MicroBatch, None]):
+class FilesSource(StandaloneSource):
     """Files as an input of a hand-written Bytewax dataflow; its items are ``MicroBatch``.
 
     The path is listed when Bytewax builds the dataflow. Positions are what the caller says: give those that the target table
@@ -242,24 +241,5 @@ class FilesSource(FixedPartitionedSource[MicroBatch, None]):
         **options: Any,
     ) -> None:
         location = ledger if isinstance(ledger, TableLocation) else TableLocation(str(ledger))
-        self.connector = FilesConnector(FilesSettings.of(path, format=format, schema=schema, **options), location)
-        self._positions, self._is_bounded, self._columns = positions, is_bounded, columns
-        self._source: PartitionedSource | None = None
-
-    def list_parts(self) -> list[str]:
-        """Return the one partition; Bytewax calls it on every worker."""
-        return self._opened().list_parts()
-
-    def build_part(self, step_id: str, for_part: str, resume_state: None) -> StatefulSourcePartition[MicroBatch, None]:
-        """Build the reader; Bytewax calls it on the worker that owns it."""
-        return self._opened().build_part(step_id, for_part, resume_state)
-
-    def _opened(self) -> PartitionedSource:
-        if self._source is None:
-            state = self.connector.inspect()
-            stored = self._positions(state) if callable(self._positions) else self._positions
-            loss = self.connector.on_data_loss
-            plan = plan_partitions(state, [stored or {}], on_data_loss=loss, is_bounded=self._is_bounded)
-            names = {*self.connector.resolve_schema().names, RESCUED_COLUMN, *self._columns}
-            self._source = PartitionedSource(connector=self.connector, plan=plan, columns=frozenset(names))
-        return self._source
+        connector = FilesConnector(FilesSettings.of(path, format=format, schema=schema, **options), location)
+        super().__init__(connector, positions=positions, is_bounded=is_bounded, columns=columns)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import TopicPartition
 
 from connectors.kafka.identity import KafkaPartition, source_identity, source_partitions
@@ -15,21 +14,17 @@ from connectors.kafka.reader import KafkaReader
 from connectors.kafka.records import record_schema
 from connectors.kafka.settings import EARLIEST, LATEST, METADATA_COLUMNS, KafkaSettings
 from connectors.kafka.survey import Survey
-from waxlake.stream.batch import MicroBatch
 from waxlake.stream.errors import TerminalError
 from waxlake.stream.source import (
-    PartitionedSource,
     Reader,
     SourcePlan,
     SourceRange,
     SourceState,
-    plan_partitions,
     spread,
 )
+from waxlake.stream.standalone import Positions, StandaloneSource
 
 __all__ = ["KafkaConnector", "KafkaSource"]
-
-Positions = Mapping[str, int] | Callable[[SourceState], Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +112,7 @@ class KafkaConnector:
             )
 
 
-class KafkaSource(FixedPartitionedSource[MicroBatch, None]):
+class KafkaSource(StandaloneSource):
     """Kafka topics as an input of a hand-written Bytewax dataflow; its items are ``MicroBatch``.
 
     The cluster is asked when Bytewax builds the dataflow. Positions are what the caller says: give those that the target
@@ -150,27 +145,5 @@ class KafkaSource(FixedPartitionedSource[MicroBatch, None]):
         **settings: Any,
     ) -> None:
         given = {"bootstrap_servers": bootstrap_servers, "topic": topic, "schema": schema, "format": format, **settings}
-        self._connector = KafkaConnector(KafkaSettings.build(f"KafkaSource({topic!r})", given))
-        self._positions, self._is_bounded = positions, is_bounded
-        wanted = {*self._connector.empty().column_names} - {*METADATA_COLUMNS}
-        self._columns = frozenset({*wanted, *columns})
-        self._source: PartitionedSource | None = None
-
-    def list_parts(self) -> list[str]:
-        """Return one group per partition of the topics; Bytewax calls it on every worker."""
-        return self._opened().list_parts()
-
-    def build_part(self, step_id: str, for_part: str, resume_state: None) -> StatefulSourcePartition[MicroBatch, None]:
-        """Build the reader of one group; Bytewax calls it on the worker that owns the group."""
-        return self._opened().build_part(step_id, for_part, resume_state)
-
-    def _opened(self) -> PartitionedSource:
-        if self._source is None:
-            state = self._connector.inspect()
-            positions = self._positions(state) if callable(self._positions) else self._positions
-            on_data_loss = self._connector.on_data_loss
-            plan = plan_partitions(state, [positions or {}], on_data_loss=on_data_loss, is_bounded=self._is_bounded)
-            self._source = PartitionedSource(
-                connector=self._connector, plan=plan, columns=self._columns, group_count=len(plan.partitions)
-            )
-        return self._source
+        connector = KafkaConnector(KafkaSettings.build(f"KafkaSource({topic!r})", given))
+        super().__init__(connector, positions=positions, is_bounded=is_bounded, columns=columns)
