@@ -284,7 +284,7 @@ def _load_spec(path: Path | None, params: Sequence[str] | None) -> Spec:
 
 def _load_graph(path: Path | None, params: Sequence[str] | None) -> Graph:
     spec = _load_spec(path, params)
-    from waxlake.pipeline.graph import load_graph
+    from waxlake.pipeline.resolve import load_graph
 
     return load_graph(spec)
 

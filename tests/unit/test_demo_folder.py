@@ -9,7 +9,7 @@ import yaml
 
 from waxlake.demo.folder import demo_folder
 from waxlake.demo.publish import PARTITIONS, TOPIC
-from waxlake.pipeline.graph import load_graph
+from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.spec import load_spec
 from waxlake.stream.errors import UsageError
 

@@ -140,7 +140,7 @@ def test_a_rule_may_quote_and_collide() -> None:
         (SOURCE.select("nope"), "UNKNOWN_COLUMN"),
         (SOURCE.drop("nope"), "UNKNOWN_COLUMN"),
         (SOURCE.sql("SELECT nope FROM stream"), "UNKNOWN_COLUMN"),
-        (SOURCE.where("id >"), "SQL_INVALID"),
+        (SOURCE.where("id >"), "SQL_SYNTAX"),
         (SOURCE.map_batches(lambda table: None), "MAP_BATCHES_RETURN_TYPE"),
         (SOURCE.map_batches(lambda table: 1 / 0), "MAP_BATCHES_FAILED"),
     ],

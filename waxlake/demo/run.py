@@ -26,7 +26,7 @@ from waxlake.demo.report import DemoFigures, report
 from waxlake.demo.stored import stored_rows
 from waxlake.demo.verify import Check, check_rules, check_tables
 from waxlake.pipeline.commits import commits_since
-from waxlake.pipeline.graph import load_graph
+from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.spec import Spec, load_spec
 from waxlake.pipeline.status import PipelineStatus, pipeline_status
 from waxlake.stream.errors import InternalError, TerminalError

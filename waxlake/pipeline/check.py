@@ -14,22 +14,20 @@ import duckdb
 import pyarrow as pa
 
 from waxlake.pipeline.definitions import FilesRead, KafkaRead, Query, Read, SqlQuery, Step, TableRead, located
+from waxlake.pipeline.expectations import FAILED_RULES
 from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name, resolve_path
-from waxlake.pipeline.stream import Branch
-from waxlake.pipeline.tables import EmptyTables
-from waxlake.pipeline.transform import (
-    FAILED_RULES,
-    Outcome,
+from waxlake.pipeline.sql import (
     StaticTables,
-    Transform,
     connect,
-    mentioned,
     quote_name,
     run_query,
     sql_refused,
     static_alias,
     with_static_aliases,
 )
+from waxlake.pipeline.stream import Branch
+from waxlake.pipeline.tables import EmptyTables
+from waxlake.pipeline.transform import Outcome, Transform, mentioned
 from waxlake.stream.delta_table import TableLocation, arrow_schema
 from waxlake.stream.errors import DefinitionError
 from waxlake.stream.schema import compare_schemas, delta_schema, no_rows

@@ -17,8 +17,8 @@ from bytewax.testing import TestingSource
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
 from waxlake.pipeline.plan import RunPlan, SourceGroup
+from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
-from waxlake.pipeline.transform import StaticTables
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.clock import utc_now
@@ -63,7 +63,7 @@ def build_dataflow(
             plan=source_plan,
             columns=group.columns,
             group_count=workers,
-            control=_read_control(group, plan, state),
+            control=_read_control(group, plan, state, give_up_after_s=checked.graph.spec.give_up_after),
         )
         batches = op.input(group.key, dataflow, source)
         for index, part in enumerate(group.flows):
@@ -83,13 +83,13 @@ def _quarantine(checked: CheckedGraph, part: CheckedFlow) -> object:
     return checked.graph.datasets[part.flow.target].quarantine
 
 
-def _read_control(group: SourceGroup, plan: RunPlan, state: RunState) -> ReadControl:
+def _read_control(group: SourceGroup, plan: RunPlan, state: RunState, *, give_up_after_s: float) -> ReadControl:
     return ReadControl(
         is_draining=state.is_draining,
         gate=lambda: state.gate(group),
         on_error=lambda error: state.fail_group(group, error),
         on_retry=lambda error, wait_s: state.retrying(group, error, wait_s),
-        give_up_after_s=60.0 if plan.is_bounded else None,
+        give_up_after_s=give_up_after_s if plan.is_bounded else None,
         fan_out=len(group.flows),
     )
 

@@ -20,9 +20,9 @@ from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import Cluster, run_processes
 from waxlake.pipeline.compile import build_dataflow
 from waxlake.pipeline.events import Event, EventLog, backfill_from_commits, make_event, progress_events
-from waxlake.pipeline.graph import load_graph
 from waxlake.pipeline.plan import Completion, RunPlan, claim_tables, make_plan, prepare_tables, source_groups
 from waxlake.pipeline.progress import Listener
+from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.spec import Spec
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.tables import LatestTables

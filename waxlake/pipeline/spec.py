@@ -68,7 +68,8 @@ class Library(Settings):
 class Spec(Settings):
     """A pipeline's spec. Frozen; its ``repr`` shows no secret.
 
-    ``trigger_interval`` is in seconds, whatever unit the file used: how often a run commits; None leaves it to the run.
+    Times are in seconds, whatever unit the file used. ``trigger_interval``: how often a run commits; None leaves it to the
+    run. ``give_up_after``: how long a triggered run tries again while a source is away; a continuous one never gives up.
     """
 
     model_config = ConfigDict(populate_by_name=True, strict=True)
@@ -87,6 +88,10 @@ class Spec(Settings):
     trigger_interval: Annotated[float | None, BeforeValidator(_duration)] = Field(
         default=None,
         description="a time of at least 1 ms, such as 500ms, 5 seconds or 1 minute",
+    )
+    give_up_after: Annotated[float, BeforeValidator(_duration)] = Field(
+        default=60.0,
+        description="a time such as 90s or 5 minutes",
     )
     storage_options: Annotated[StorageOptions, BeforeValidator(_storage_options)] = Field(
         default_factory=StorageOptions, description="a map from option (as delta-rs names it) to text"

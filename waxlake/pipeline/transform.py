@@ -9,11 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from waxlake.pipeline.definitions import (
     Drop,
@@ -26,49 +24,25 @@ from waxlake.pipeline.definitions import (
     Where,
     WithColumns,
 )
+from waxlake.pipeline.expectations import FAILED_RULES, judge, verdict_column
+from waxlake.pipeline.sql import (
+    STREAM,
+    StaticTables,
+    connect,
+    quote_name,
+    register_tables,
+    run_query,
+    sql_failed,
+    sql_refused,
+    with_static_aliases,
+    without_columns,
+)
 from waxlake.stream.batch import RuleCount
-from waxlake.stream.errors import DefinitionError, ExpectationFailed, UserError, WaxlakeError, shorten
+from waxlake.stream.errors import DefinitionError, WaxlakeError
 from waxlake.stream.schema import cast_exact, delta_schema, no_rows
 from waxlake.stream.settings import nearest
 
-__all__ = [
-    "FAILED_RULES",
-    "Outcome",
-    "StaticTables",
-    "Transform",
-    "connect",
-    "mentioned",
-    "quote_name",
-    "run_query",
-    "sql_refused",
-    "static_alias",
-    "with_static_aliases",
-]
-
-FAILED_RULES = "_failed_rules"
-
-StaticTables = Callable[[str], Any]
-"""Returns the Arrow table or dataset behind a name, as it is now."""
-
-
-def quote_name(name: str) -> str:
-    """Return a SQL identifier for a column or table name."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-_database: duckdb.DuckDBPyConnection | None = None
-_database_lock = threading.Lock()
-
-
-def connect() -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB session of its own on this process's one in-memory database: UTC, no files, no network."""
-    global _database
-    with _database_lock:
-        if _database is None:
-            _database = duckdb.connect(config={"enable_external_access": False})
-        session = _database.cursor()
-    session.execute("SET TimeZone = 'UTC'")
-    return session
+__all__ = ["Outcome", "Transform", "mentioned"]
 
 
 def mentioned(steps: Iterable[Step], names: Iterable[str]) -> frozenset[str]:
@@ -87,28 +61,6 @@ def mentioned(steps: Iterable[Step], names: Iterable[str]) -> frozenset[str]:
             texts += [rule.sql for rule in step.expectations]
     text = "\n".join(texts)
     return frozenset(name for name in names if name in text)
-
-
-def run_query(connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:
-    """Return the rows of a query as an Arrow table with Delta's types; HUGEINT becomes BIGINT."""
-    relation = connection.sql(text)
-    wide = [
-        name
-        for name, kind in zip(relation.columns, relation.types, strict=True)
-        if str(kind) in ("HUGEINT", "UHUGEINT")
-    ]
-    table: pa.Table = relation.to_arrow_table()
-    if wide or any(pa.types.is_timestamp(f.type) and f.type.tz not in (None, "UTC") for f in table.schema):
-        table = table.cast(pa.schema([_plain(f, wide) for f in table.schema]))
-    return table
-
-
-def _plain(item: pa.Field, wide: Sequence[str]) -> pa.Field:
-    if item.name in wide:
-        return item.with_type(pa.int64())
-    if pa.types.is_timestamp(item.type) and item.type.tz is not None:
-        return item.with_type(pa.timestamp(item.type.unit, "UTC"))
-    return item
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +88,6 @@ class _PythonStage:
     function: Callable[[pa.Table], pa.Table]
     schema: pa.Schema | None
     where: str
-
-
-_RULE = "__rule_{}"
-_BASE = "stream"
 
 
 @dataclass(slots=True)
@@ -197,7 +145,7 @@ class Transform:
         if table.num_rows == 0:
             return Outcome(no_rows(self.output))
         rows, counts, dropped = self._staged(table, tables, self._connection())
-        rows, rejected, final_counts, final_dropped = self._judge(rows, self.expectations, self.dataset)
+        rows, rejected, final_counts, final_dropped = judge(rows, self.expectations, self.dataset, self._connection())
         rules = (*counts, *final_counts)
         fitted = cast_exact(rows, self.output, what=f"flow '{self.flow}'")
         if rejected is not None:
@@ -249,7 +197,7 @@ class Transform:
                 continue
             table = self._query(stage, table, tables, connection)
             if stage.dataset:
-                table, _, found, lost = self._judge(table, stage.rules, stage.dataset)
+                table, _, found, lost = judge(table, stage.rules, stage.dataset, connection)
                 counts += found
                 dropped += lost
         return table, counts, dropped
@@ -258,14 +206,15 @@ class Transform:
         self, stage: _SqlStage, table: pa.Table, tables: StaticTables, connection: duckdb.DuckDBPyConnection
     ) -> pa.Table:
         try:
-            connection.register(_BASE, table)
-            _register(connection, self.statics, tables)
+            connection.register(STREAM, table)
+            register_tables(connection, self.statics, tables)
             return run_query(connection, stage.text)
         except duckdb.Error as exc:
-            kind = DefinitionError if table.num_rows == 0 else UserError
-            raise _sql_error(kind, self.flow, stage.where, exc) from exc
+            if table.num_rows == 0:
+                raise sql_refused(f"flow '{self.flow}'", stage.where, exc) from exc
+            raise sql_failed(self.flow, stage.where, exc) from exc
         finally:
-            connection.unregister(_BASE)
+            connection.unregister(STREAM)
 
     def _call(self, stage: _PythonStage, table: pa.Table) -> pa.Table:
         try:
@@ -292,112 +241,6 @@ class Transform:
         if stage.schema is not None:
             result = cast_exact(result, stage.schema, what=f"map_batches of flow '{self.flow}'")
         return result
-
-    def _judge(
-        self, table: pa.Table, rules: Sequence[Expectation], dataset: str
-    ) -> tuple[pa.Table, pa.Table | None, tuple[RuleCount, ...], int]:
-        """Split rows by what the rules say; a row that breaks a quarantine rule is quarantined even if another drops it."""
-        if not rules:
-            return table, None, (), 0
-        verdicts = [table.column(_RULE.format(i)).combine_chunks() for i in range(len(rules))]
-        rows = table.drop_columns([_RULE.format(i) for i in range(len(rules))])
-        counts = []
-        for rule, verdict in zip(rules, verdicts, strict=True):
-            passed = pc.sum(verdict).as_py() or 0
-            counts.append(
-                RuleCount(
-                    dataset=dataset, rule=rule.name, action=rule.action, passed=passed, failed=rows.num_rows - passed
-                )
-            )
-            if rule.action == "fail" and passed < rows.num_rows:
-                raise _violated(rule, dataset, rows.filter(pc.invert(verdict)))
-        if all(c.failed == 0 or c.action == "warn" for c in counts):
-            return rows, None, tuple(counts), 0
-        kept = _all_true([v for r, v in zip(rules, verdicts, strict=True) if r.action in ("drop", "quarantine")])
-        sane = _all_true([v for r, v in zip(rules, verdicts, strict=True) if r.action == "quarantine"])
-        rejected = None
-        if sane is not None:
-            bad = pc.invert(sane)
-            rejected = rows.filter(bad)
-            if rejected.num_rows:
-                failed = _failed_rules(self._connection(), rules, [v.filter(bad) for v in verdicts])
-                rejected = rejected.append_column(FAILED_RULES, failed)
-            else:
-                rejected = None
-        passing = rows.filter(kept)
-        lost = rows.num_rows - passing.num_rows - (rejected.num_rows if rejected is not None else 0)
-        return passing, rejected, tuple(counts), lost
-
-
-def _all_true(verdicts: Sequence[pa.Array]) -> pa.Array | None:
-    result = None
-    for verdict in verdicts:
-        result = verdict if result is None else pc.and_(result, verdict)
-    return result
-
-
-def _failed_rules(
-    connection: duckdb.DuckDBPyConnection, rules: Sequence[Expectation], verdicts: Sequence[pa.Array]
-) -> pa.ChunkedArray:
-    """Return, per row, the names of all the rules it broke, in the order written."""
-    names = [_RULE.format(i) for i in range(len(rules))]
-    cases = [
-        f"CASE WHEN NOT {column} THEN '{rule.name.replace(chr(39), chr(39) * 2)}' END"
-        for column, rule in zip(names, rules, strict=True)
-    ]
-    connection.register("__verdicts", pa.table(dict(zip(names, verdicts, strict=True))))
-    listed = connection.sql(
-        f"SELECT list_filter([{', '.join(cases)}], lambda x: x IS NOT NULL) AS failed FROM __verdicts"
-    )
-    table: pa.Table = listed.to_arrow_table()
-    connection.unregister("__verdicts")
-    return table.column("failed")
-
-
-def _violated(rule: Expectation, dataset: str, offenders: pa.Table) -> ExpectationFailed:
-    sample = shorten(offenders.slice(0, 1).to_pylist()[0], 300)
-    return ExpectationFailed(
-        f"expectation '{rule.name}' of '{dataset}' failed: {rule.sql}",
-        code="EXPECTATION_FAILED",
-        found=f"{offenders.num_rows} rows that break it, such as {sample}",
-        expected="none (expect_or_fail)",
-        remedy="Nothing of this batch was committed. Correct the source, or use expect_or_quarantine to let the rest through",
-        rule=rule.name,
-        dataset=dataset,
-        rows=offenders.num_rows,
-    )
-
-
-def _register(connection: duckdb.DuckDBPyConnection, names: Iterable[str], tables: StaticTables) -> None:
-    for name in names:
-        connection.register(static_alias(name), tables(name))
-
-
-def static_alias(name: str) -> str:
-    """Return the plain name under which a dataset is registered; ``schema.table`` has no dot there."""
-    return name.replace(".", "__dot__")
-
-
-def sql_refused(what: str, where: str, exc: duckdb.Error) -> DefinitionError:
-    """Return our error for SQL that cannot work whatever the rows; the text is DuckDB's."""
-    text = str(exc).strip()
-    code = "SQL_INVALID"
-    if "not found in FROM clause" in text or "does not have a column" in text:
-        code = "UNKNOWN_COLUMN"
-    elif isinstance(exc, duckdb.ParserException):
-        code = "SQL_SYNTAX"
-    return DefinitionError(f"{what}: {text}", where=where, code=code)
-
-
-def _sql_error(kind: type[WaxlakeError], flow: str, where: str, exc: duckdb.Error) -> WaxlakeError:
-    text = str(exc).strip()
-    if kind is DefinitionError:
-        return sql_refused(f"flow '{flow}'", where, exc)
-    return UserError(
-        f"{where}: flow '{flow}' failed on a row: {shorten(text, 400)}",
-        code="SQL_FAILED",
-        remedy="Use TRY_CAST or a rule with expect_or_quarantine for values that do not fit",
-    )
 
 
 class _Compiler:
@@ -432,7 +275,7 @@ class _Compiler:
         self._close()
 
     def _from(self) -> str:
-        return f"FROM ({self._text}) AS {_BASE}" if self._text else f"FROM {_BASE}"
+        return f"FROM ({self._text}) AS {STREAM}" if self._text else f"FROM {STREAM}"
 
     def _star(self, also_out: Iterable[str] = ()) -> str:
         out = [*self._hidden, *also_out]
@@ -456,9 +299,9 @@ class _Compiler:
         assert isinstance(step, Query)
         text = with_static_aliases(step.text, self._transform.statics)
         if self._hidden and "*" in text:
-            text = _without_hidden(text, self._hidden, step.where)
+            text = without_columns(text, self._hidden, step.where)
         self._hidden = []
-        return f"WITH {_BASE} AS (SELECT * {self._from()}) SELECT * FROM ({text})" if self._text else text
+        return f"WITH {STREAM} AS (SELECT * {self._from()}) SELECT * FROM ({text})" if self._text else text
 
     def _with_columns(self, step: WithColumns) -> str:
         present = set(self._now.column_names)
@@ -494,7 +337,7 @@ class _Compiler:
         parts = []
         for index, rule in enumerate(rules):
             self._where = rule.where
-            verdict = f"coalesce(({rule.sql})::BOOLEAN, false) AS {_RULE.format(index)}"
+            verdict = f"coalesce(({rule.sql})::BOOLEAN, false) AS {verdict_column(index)}"
             self._probe(f"SELECT {verdict} {self._from()}", what=f"expectation '{rule.name}'")
             parts.append(verdict)
         return f"SELECT *, {', '.join(parts)} {self._from()}"
@@ -514,8 +357,8 @@ class _Compiler:
     def _probe(self, text: str, *, what: str) -> pa.Table:
         """Run a query on no rows: finds unknown names and the columns it makes."""
         try:
-            self._connection.register(_BASE, self._input)
-            _register(self._connection, self._transform.statics, self._transform.tables)
+            self._connection.register(STREAM, self._input)
+            register_tables(self._connection, self._transform.statics, self._transform.tables)
             return run_query(self._connection, text)
         except duckdb.Error as exc:
             raise sql_refused(what, self._where, exc) from exc
@@ -528,40 +371,3 @@ class _Compiler:
         self._text = None
         self._input = self._now
         return stage
-
-
-def with_static_aliases(text: str, statics: Iterable[str]) -> str:
-    """Return the query with ``schema.table`` names replaced by the names they are registered under."""
-    import re
-
-    for name in statics:
-        if "." in name:
-            schema, _, bare = name.rpartition(".")
-            pattern = rf'(?<![\w."])"?{re.escape(schema)}"?\s*\.\s*"?{re.escape(bare)}"?(?![\w"])'
-            text = re.sub(pattern, static_alias(name), text)
-    return text
-
-
-def _without_hidden(text: str, hidden: Sequence[str], where: str) -> str:
-    """Return the query with metadata columns left out of every ``*`` over ``stream``."""
-    import sqlglot
-    from sqlglot import expressions as exp
-
-    try:
-        tree = sqlglot.parse_one(text, read="duckdb")
-    except sqlglot.errors.SqlglotError as exc:
-        raise DefinitionError(f"cannot parse the query: {exc}", where=where, code="SQL_SYNTAX") from exc
-    for select in tree.find_all(exp.Select):
-        sources = [s for s in select.find_all(exp.Table) if s.parent_select is select]
-        aliases = {s.alias_or_name for s in sources if s.name == _BASE}
-        if not aliases:
-            continue
-        for item in select.expressions:
-            star = item if isinstance(item, exp.Star) else item.this if isinstance(item, exp.Column) else None
-            if not isinstance(star, exp.Star) or (isinstance(item, exp.Column) and item.table not in aliases):
-                continue
-            key = "except_" if "except_" in exp.Star.arg_types else "except"
-            already = list(star.args.get(key) or [])
-            known = {e.name for e in already}
-            star.set(key, [*already, *(exp.to_identifier(h, quoted=True) for h in hidden if h not in known)])
-    return tree.sql(dialect="duckdb")

@@ -1,0 +1,417 @@
+"""From definition files to a graph: files imported, names resolved, views inlined, cycles and misuse found.
+
+No data and no source is touched here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from waxlake.pipeline.declare import Registry, registering
+from waxlake.pipeline.definitions import (
+    DatasetDefinition,
+    Expect,
+    FlowDefinition,
+    Query,
+    Read,
+    SqlQuery,
+    Step,
+    TableRead,
+    located,
+)
+from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
+from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
+from waxlake.stream.settings import nearest
+
+if TYPE_CHECKING:
+    from waxlake.pipeline.spec import Spec
+from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph, is_external, read_name, resolve_path
+from waxlake.pipeline.sql import referenced_tables
+
+__all__ = ["load_graph"]
+
+
+def load_graph(spec: Spec) -> Graph:
+    """Import the definition files of a spec and resolve what they say.
+
+    Raises:
+        DefinitionError: Unknown names, cycles, duplicates, a stream where a batch is meant or the reverse. Not retryable.
+        UsageError: A definition file cannot be imported, or there is nothing to run. Not retryable.
+    """
+    registry = Registry(configuration=spec.configuration)
+    with registering(registry), _import_path(spec.folder):
+        for path in spec.definition_files():
+            _import_file(path)
+        return _Resolver(spec, registry).graph()
+
+
+@contextmanager
+def _import_path(folder: Path) -> Iterator[None]:
+    added = str(folder)
+    sys.path.insert(0, added)
+    try:
+        yield
+    finally:
+        if added in sys.path:
+            sys.path.remove(added)
+
+
+def _import_file(path: Path) -> None:
+    """Import one definitions file under a name of its own, always anew."""
+    name = f"_waxlake_definitions.{path.stem}_{abs(hash(str(path)))}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UsageError(f"cannot import {path}", code="DEFINITIONS_UNREADABLE", expected="a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except WaxlakeError:
+        raise
+    except (Exception, SystemExit) as exc:  # whatever a user's file raises is reported as that file's error
+        raise DefinitionError(
+            f"cannot import the definitions: {type(exc).__name__}: {exc}",
+            where=_line_in(path, exc),
+            code="DEFINITIONS_FAILED",
+            remedy="Run the file with python to see the whole traceback",
+        ) from exc
+
+
+def _line_in(path: Path, exc: BaseException) -> str:
+    line = getattr(exc, "lineno", 0) if isinstance(exc, SyntaxError) else 0
+    trace = exc.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"{path}:{line or 1}"
+
+
+class _Resolver:
+    """Builds the graph of one registry's definitions."""
+
+    def __init__(self, spec: Spec, registry: Registry) -> None:
+        self._spec = spec
+        self._definitions = self._unique(registry.datasets())
+        self._extra_flows = registry.flows()
+        self._relations: dict[str, Relation] = {}
+        self._visiting: list[str] = []
+
+    def graph(self) -> Graph:
+        if not self._definitions:
+            raise UsageError(
+                f"pipeline '{self._spec.name}' defines no table",
+                code="PIPELINE_EMPTY",
+                found=f"{len(self._spec.definition_files())} definition files without one",
+                remedy="Decorate a function with @wl.table, and check `libraries` in the spec",
+            )
+        self._check_flow_targets()
+        datasets = {}
+        for definition in self._definitions.values():
+            dataset = self._dataset(definition)
+            datasets[dataset.name] = dataset
+            if dataset.quarantine is not None:
+                name = dataset.name + QUARANTINE_SUFFIX
+                datasets[name] = Dataset(
+                    name=name,
+                    kind="quarantine",
+                    definition=definition,
+                    location=dataset.quarantine,
+                    quarantine=None,
+                    flows=(),
+                )
+        graph = Graph(spec=self._spec, datasets=datasets, order=())
+        return replace(graph, order=_topological(graph))
+
+    def _unique(self, definitions: Iterable[DatasetDefinition]) -> dict[str, DatasetDefinition]:
+        unique: dict[str, DatasetDefinition] = {}
+        for definition in definitions:
+            taken = unique.get(definition.name)
+            if taken is not None:
+                raise DefinitionError(
+                    f"dataset '{definition.name}' is defined twice",
+                    where=definition.where,
+                    code="DUPLICATE_DATASET",
+                    found=f"another one at {taken.where}",
+                    remedy="Rename one, or feed one table with wl.append_flow",
+                )
+            unique[definition.name] = definition
+        for name, definition in unique.items():
+            self._check_rules(name, definition, unique)
+        return unique
+
+    def _check_rules(self, name: str, definition: DatasetDefinition, all_: Mapping[str, DatasetDefinition]) -> None:
+        seen: set[str] = set()
+        for rule in definition.expectations:
+            if rule.name in seen:
+                raise DefinitionError(
+                    f"dataset '{name}' has two expectations named '{rule.name}'",
+                    where=rule.where,
+                    code="DUPLICATE_EXPECTATION",
+                )
+            seen.add(rule.name)
+            if rule.action == "quarantine" and definition.kind == "temporary_view":
+                raise DefinitionError(
+                    f"temporary view '{name}' has no table to quarantine rows for",
+                    where=rule.where,
+                    code="QUARANTINE_ON_VIEW",
+                    remedy="Put the rule on the table that reads the view",
+                )
+        if _quarantines(definition) and name + QUARANTINE_SUFFIX in all_:
+            raise DefinitionError(
+                f"dataset '{name}{QUARANTINE_SUFFIX}' collides with the quarantine table of '{name}'",
+                where=all_[name + QUARANTINE_SUFFIX].where,
+                code="DUPLICATE_DATASET",
+            )
+
+    def _check_flow_targets(self) -> None:
+        names = set(self._definitions)
+        seen = {d.name: d.where for d in self._definitions.values() if d.function is not None}
+        for flow in self._extra_flows:
+            target = self._definitions.get(flow.target)
+            if target is None or target.kind != "table":
+                raise DefinitionError(
+                    f"flow '{flow.name}' has no streaming table '{flow.target}' to feed",
+                    where=flow.where,
+                    code="UNKNOWN_DATASET",
+                    remedy=nearest(
+                        flow.target, [n for n in names if self._definitions[n].kind == "table"] or ["(none)"]
+                    ),
+                )
+            if flow.name in seen:
+                raise DefinitionError(
+                    f"flow '{flow.name}' is defined twice",
+                    where=flow.where,
+                    code="DUPLICATE_FLOW",
+                    found=f"another one at {seen[flow.name]}",
+                )
+            seen[flow.name] = flow.where
+
+    def _dataset(self, definition: DatasetDefinition) -> Dataset:
+        flows = []
+        if definition.function is not None:
+            flows.append(
+                FlowDefinition(
+                    name=definition.name, target=definition.name, function=definition.function, where=definition.where
+                )
+            )
+        flows += [flow for flow in self._extra_flows if flow.target == definition.name]
+        if not flows:
+            raise DefinitionError(
+                f"table '{definition.name}' has no flow",
+                where=definition.where,
+                code="DATASET_WITHOUT_FLOW",
+                remedy=f"Add a function with @wl.append_flow(target='{definition.name}')",
+            )
+        stored = definition.kind != "temporary_view"
+        location = None
+        with located(definition.where):
+            usual = self._spec.table_location(definition.name)
+        if stored:
+            location = usual
+            if definition.path:
+                location = replace(location, uri=resolve_path(self._spec, definition.path))
+        quarantine = None
+        if _quarantines(definition) and location is not None:
+            if definition.path:
+                quarantine = replace(
+                    location, uri=location.uri + QUARANTINE_SUFFIX, name=definition.name + QUARANTINE_SUFFIX
+                )
+            else:
+                quarantine = self._spec.table_location(definition.name + QUARANTINE_SUFFIX)
+        return Dataset(
+            name=definition.name,
+            kind=definition.kind,
+            definition=definition,
+            location=location,
+            quarantine=quarantine,
+            flows=tuple(self._flow(definition, flow) for flow in flows),
+        )
+
+    def _flow(self, definition: DatasetDefinition, flow: FlowDefinition) -> Flow:
+        relation = self._relation(flow, definition)
+        branches = tuple(inlined for branch in relation.branches for inlined in self._inlined(branch, flow.where))
+        self._check_distinct_reads(flow, branches, is_stream=isinstance(relation, Stream))
+        inputs: list[str] = []
+        statics: list[str] = []
+        for branch in branches:
+            if isinstance(relation, Stream):
+                inputs.append(read_name(branch.read))
+            elif isinstance(branch.read, TableRead):
+                statics.append(branch.read.name)
+            elif isinstance(branch.read, SqlQuery):
+                statics += sorted(self._resolved(branch.read.text, branch.read.where))
+            for step in branch.steps:
+                if isinstance(step, Query):
+                    statics += sorted(self._resolved(step.text, step.where) - {"stream"})
+        return Flow(
+            name=flow.name,
+            target=flow.target,
+            branches=branches,
+            inputs=tuple(dict.fromkeys(inputs)),
+            statics=tuple(dict.fromkeys(statics)),
+            where=flow.where,
+        )
+
+    def _check_distinct_reads(self, flow: FlowDefinition, branches: Sequence[Branch], *, is_stream: bool) -> None:
+        reads: list[Read] = []
+        for branch in branches:
+            if is_stream and branch.read in reads:
+                raise DefinitionError(
+                    f"flow '{flow.name}' reads {read_name(branch.read)} twice",
+                    where=branch.read.where,
+                    code="DUPLICATE_SOURCE",
+                    remedy="A flow has one position in each source. Use two flows with wl.append_flow",
+                )
+            reads.append(branch.read)
+
+    def _relation(self, flow: FlowDefinition, definition: DatasetDefinition) -> Relation:
+        if flow.name in self._relations:
+            return self._relations[flow.name]
+        relation = _call(flow)
+        wants_batch = definition.kind == "materialized_view"
+        if definition.kind == "table" and not isinstance(relation, Stream):
+            raise DefinitionError(
+                f"streaming table '{definition.name}' needs a stream",
+                where=flow.where,
+                code="BATCH_FOR_STREAMING_TABLE",
+                found="a batch query",
+                expected="wl.read_stream, wl.read_kafka or wl.read_files",
+                remedy="Use wl.read_stream, or declare it with @wl.materialized_view",
+            )
+        if wants_batch and not isinstance(relation, Batch):
+            raise DefinitionError(
+                f"materialized view '{definition.name}' needs a batch query",
+                where=flow.where,
+                code="STREAM_FOR_MATERIALIZED_VIEW",
+                found="a stream",
+                expected="wl.read or wl.sql",
+                remedy="Use wl.read or wl.sql, or declare it with @wl.table",
+            )
+        self._relations[flow.name] = relation
+        return relation
+
+    def _inlined(self, branch: Branch, where: str) -> Iterator[Branch]:
+        """Yield the branch with a temporary view that it streams from replaced by the view's own reads and steps."""
+        read = branch.read
+        if not isinstance(read, TableRead):
+            yield branch
+            return
+        self._check_known(read.name, read.where)
+        view = self._definitions.get(read.name)
+        if view is None or view.kind != "temporary_view":
+            yield branch
+            return
+        if view.name in self._visiting:
+            raise _cycle([*self._visiting, view.name], view.where)
+        self._visiting.append(view.name)
+        relation = self._view_relation(view)
+        rules: tuple[Step, ...] = ()
+        if view.expectations:
+            rules = (Expect(dataset=view.name, expectations=view.expectations, where=view.where),)
+        for inner in relation.branches:
+            for leaf in self._inlined(inner, where):
+                yield Branch(leaf.read, (*leaf.steps, *rules, *branch.steps))
+        self._visiting.pop()
+
+    def _view_relation(self, view: DatasetDefinition) -> Relation:
+        assert view.function is not None
+        flow = FlowDefinition(name=view.name, target=view.name, function=view.function, where=view.where)
+        return self._relation(flow, view)
+
+    def _check_known(self, name: str, where: str) -> None:
+        known = {*self._definitions, *(n + QUARANTINE_SUFFIX for n, d in self._definitions.items() if _quarantines(d))}
+        if name not in known and not is_external(name):
+            raise DefinitionError(
+                f"unknown dataset '{name}'", where=where, code="UNKNOWN_DATASET", remedy=nearest(name, known)
+            )
+
+    def _resolved(self, text: str, where: str) -> set[str]:
+        names = referenced_tables(text, where)
+        for name in names - {"stream"}:
+            self._check_known(name, where)
+        return names
+
+
+def _quarantines(definition: DatasetDefinition) -> bool:
+    return any(rule.action == "quarantine" for rule in definition.expectations)
+
+
+def _call(flow: FlowDefinition) -> Relation:
+    try:
+        relation: Any = flow.function()
+    except WaxlakeError:
+        raise
+    except (Exception, SystemExit) as exc:  # whatever a user's function raises is reported as that function's error
+        path = Path(flow.where.rsplit(":", 1)[0])
+        raise DefinitionError(
+            f"the query function of '{flow.name}' failed: {type(exc).__name__}: {exc}",
+            where=_line_in(path, exc),
+            code="QUERY_FUNCTION_FAILED",
+        ) from exc
+    if not isinstance(relation, Relation):
+        raise DefinitionError(
+            f"the query function of '{flow.name}' returned no relation",
+            where=flow.where,
+            code="QUERY_RETURN_TYPE",
+            found=type(relation).__name__,
+            expected="what wl.read_kafka, wl.read_files, wl.read_stream, wl.read or wl.sql return",
+        )
+    return relation
+
+
+def _topological(graph: Graph) -> tuple[str, ...]:
+    """Return the names upstream first; a cycle is an error, and so is a stream of what is not append-only."""
+    order: list[str] = []
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        if name in path:
+            raise _cycle([*path[path.index(name) :], name], graph.datasets[name].where)
+        path.append(name)
+        for upstream in graph.upstream(name):
+            visit(upstream)
+        path.pop()
+        order.append(name)
+
+    for name in graph.datasets:
+        visit(name)
+    for dataset in graph.datasets.values():
+        for flow in dataset.flows:
+            _check_streamable(graph, flow)
+    return tuple(order)
+
+
+def _check_streamable(graph: Graph, flow: Flow) -> None:
+    for name in flow.inputs:
+        upstream = graph.datasets.get(name)
+        if upstream is not None and upstream.kind == "materialized_view":
+            raise DefinitionError(
+                f"flow '{flow.name}' cannot stream from materialized view '{name}'",
+                where=flow.where,
+                code="STREAM_OF_MATERIALIZED_VIEW",
+                found="a view whose rows are replaced at each refresh",
+                remedy="Read it with wl.read or wl.sql, or join it as a static table",
+            )
+        if upstream is None and name == "query":
+            raise DefinitionError(
+                f"flow '{flow.name}' streams from a batch query", where=flow.where, code="BATCH_FOR_STREAMING_TABLE"
+            )
+
+
+def _cycle(path: Sequence[str], where: str) -> DefinitionError:
+    return DefinitionError(
+        "datasets read each other in a circle",
+        where=where,
+        code="CYCLE",
+        found=" → ".join(path),
+        remedy="Let one of them read a table outside the circle",
+    )
