@@ -45,7 +45,7 @@ format: $(STAMP) ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix $(EXISTING_SOURCES)
 
 bench: $(STAMP) ## run every benchmark, one after the other
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; PYTHONPATH=$(CURDIR) $(BIN)/python "$$script"; done
 
 up: ## start Redpanda, MinIO, PostgreSQL, MySQL and the app in containers
 	docker compose up --build --detach --wait
