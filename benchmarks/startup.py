@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.kafka_to_delta import publish
+from benchmarks.kafka_to_delta import DDL, publish
 from waxlake.demo.broker import EmbeddedBroker
 
 DEFINITIONS = """
@@ -24,7 +24,7 @@ import waxlake as wl
 @wl.table
 @wl.expect_or_quarantine("paid", "amount > 0")
 def payments():
-    return wl.read_kafka("payments", {bootstrap!r}, schema="id BIGINT, user STRING, amount DOUBLE, country STRING")
+    return wl.read_kafka("payments", {bootstrap!r}, schema={ddl!r})
 
 @wl.table
 def landed():
@@ -56,7 +56,7 @@ def main() -> None:
         (folder / "flows").mkdir()
         (folder / "inbox").mkdir()
         (folder / "inbox" / "a.json").write_text('{"n": 1}\n{"n": 2}\n')
-        (folder / "flows" / "tables.py").write_text(DEFINITIONS.format(bootstrap=broker.bootstrap_servers))
+        (folder / "flows" / "tables.py").write_text(DEFINITIONS.format(bootstrap=broker.bootstrap_servers, ddl=DDL))
         (folder / "waxlake.yml").write_text("name: startup\nstorage: ./lake\n")
         command = [sys.executable, "-m", "waxlake", "run"]
         subprocess.run(command, cwd=folder, check=True)
