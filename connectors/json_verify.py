@@ -258,6 +258,8 @@ def _foreign_signs(value: object, kind: pa.DataType) -> str | None:
 
 
 def _converted(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if values.null_count == len(values):  # a literal NULL has whatever type the engine likes, INTEGER in older ones
+        return pa.nulls(len(values), kind)
     if pa.types.is_timestamp(kind) and kind.tz is not None and pa.types.is_string(values.type):
         try:
             return values.cast(kind)
