@@ -191,9 +191,11 @@ def test_expired_offsets(project: Project, apache_kafka: KafkaCluster, topic: st
 
 SASL = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "wax"}
 SECURED = """
+OPTIONS = {{**{options!r}, "sasl.password": wl.conf("password")}}
+
 @wl.table
 def orders():
-    return wl.read_kafka({topic!r}, {servers!r}, schema="id BIGINT", options={{**{options!r}, "sasl.password": wl.conf("password")}})
+    return wl.read_kafka({topic!r}, {servers!r}, schema="id BIGINT", options=OPTIONS)
 """
 RIGHT, WRONG = "right-Secret-4711", "wrong-Secret-0815"
 

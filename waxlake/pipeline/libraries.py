@@ -44,10 +44,6 @@ def matching_files(folder: Path, pattern: str) -> Iterator[Path]:
             yield Path(os.path.normpath(path))
 
 
-def _is_hidden(part: str) -> bool:
-    return part == "__pycache__" or (part.startswith(".") and part != "..")
-
-
 def _refuse_sql(path: Path) -> None:
     if path.suffix == ".sql":
         raise UsageError(

@@ -94,7 +94,3 @@ class MicroBatch:
     def with_rows(self, table: pa.Table, **changes: Any) -> MicroBatch:
         """Return a batch of the same provenance with other rows."""
         return replace(self, table=table, **changes)
-
-    def without_rows(self) -> MicroBatch:
-        """Return a batch that only moves the position."""
-        return replace(self, table=self.table.slice(0, 0), rejected=None)

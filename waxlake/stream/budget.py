@@ -31,11 +31,6 @@ class ByteBudget:
         ByteBudget._named[name] = self
 
     @property
-    def used_bytes(self) -> int:
-        """Bytes in flight now."""
-        return self._used_bytes
-
-    @property
     def is_exhausted(self) -> bool:
         """Whether nothing more may be emitted now."""
         return self._used_bytes >= self.limit_bytes
