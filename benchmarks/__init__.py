@@ -1,0 +1,1 @@
+"""Measurements, each a script; the numbers are theirs, printed."""
