@@ -65,7 +65,7 @@ def test_continuous_run_outlives_a_broker_that_goes_away(
     with project.continuous() as run:
         run.await_rows("orders", 100)
         broker.kill()
-        retry = run.await_status("RETRYING", flow="orders")
+        retry = run.await_status("RETRYING", "orders")
         assert retry["level"] == "WARN"
         assert retry["error"]["code"] == "KAFKA_UNREACHABLE"
         assert broker.bootstrap_servers in retry["message"]
@@ -112,6 +112,7 @@ def stop_the_broker(table):
     assert time.monotonic() - started_s < 60
     broker.kill()
     broker.start()
+    define(project, topic, broker.bootstrap_servers)
     project.run()
     assert project.rows("orders", "id") == list(range(1000))
 

@@ -16,8 +16,15 @@ from waxlake.pipeline.check import CheckedFlow, CheckedGraph, quarantine_schema
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import Dataset
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
-from waxlake.stream.errors import DefinitionError, SourceMoved
-from waxlake.stream.position import RowPosition, app_id, identity_app_id, identity_version, sources_app_id
+from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
+from waxlake.stream.position import (
+    MAX_POSITION,
+    RowPosition,
+    app_id,
+    identity_app_id,
+    identity_version,
+    sources_app_id,
+)
 from waxlake.stream.schema import compare_schemas
 from waxlake.stream.source import SourcePlan, SourceState, plan_partitions
 
@@ -65,6 +72,7 @@ class RunPlan:
             name, and which sources there were.
         marks: Flow name to app id to (where it begins without a position, the mark).
         skipped: Losses that are skipped on request, for the event log.
+        failures: Group key to why its source cannot be read.
     """
 
     update_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -74,6 +82,7 @@ class RunPlan:
     identities: dict[str, dict[str, int]] = field(default_factory=dict)
     marks: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    failures: dict[str, ExternalError] = field(default_factory=dict)
 
 
 def source_groups(checked: CheckedGraph) -> list[SourceGroup]:
@@ -147,38 +156,67 @@ def _prepared(
 def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool, run_number: int) -> RunPlan:
     """Look at every source and every target, and decide what to read.
 
+    A source that cannot be read, or no longer holds what a table needs next, is noted in ``failures``; the others are
+    planned. A run that is to go on for ever does not start without one of its sources.
+
     Raises:
-        SourceMoved: A source no longer holds what a table needs next. Not retryable.
-        ExternalError: A source or a table cannot be reached.
+        ExternalError: A source of a continuous run cannot be read.
+        DefinitionError: A flow reads other sources than before. Not retryable.
     """
     plan = RunPlan(is_bounded=is_bounded, run_number=run_number)
-    states: dict[str, SourceState] = {}
+    seen: dict[str, SourceState | ExternalError] = {}
     for group in groups:
-        connector = group.flows[0].connector
-        state = states.get(connector.name) if not group.is_view else None
-        if state is None:
-            state = states[connector.name] = connector.inspect()
-        for part in group.flows:
-            _remember_source(plan, checked, part, state)
-        stored = [_stored_positions(checked, part, state) for part in group.flows]
-        source = plan_partitions(state, stored, on_data_loss=connector.on_data_loss, is_bounded=is_bounded)
-        for part in group.flows:
-            if not _reads_dataset(checked, part) and not group.is_view:
-                plan.marks.setdefault(part.flow.name, {}).update(
-                    {
-                        app_id(part.flow.name, state.identity, p): (state.begin.get(p, held.low), held.high)
-                        for p, held in state.partitions.items()
-                    }
-                )
-        for partition, what in source.partitions.items():
-            if what.skipped:
-                plan.skipped.append(
-                    f"{state.name} partition {partition}: positions {what.skipped[0]} to {what.skipped[1]} are gone"
-                )
-        plan.sources[group.key] = source
+        try:
+            state = _inspected(group, seen)
+            plan.sources[group.key] = _planned(checked, group, state, plan)
+        except ExternalError as error:
+            if not is_bounded:
+                raise
+            plan.failures[group.key] = error
+            for part in group.flows:  # a mark that nobody reaches: what depends on this flow is not up to date
+                plan.marks.setdefault(part.flow.name, {})[group.key] = (0, MAX_POSITION)
     if is_bounded:
         _leave_out_finished(checked, groups, plan)
     return plan
+
+
+def _inspected(group: SourceGroup, seen: dict[str, SourceState | ExternalError]) -> SourceState:
+    """Return a source as it is now; several groups that read the same one look at it once."""
+    connector = group.flows[0].connector
+    if group.is_view:
+        return connector.inspect()
+    if connector.name not in seen:
+        try:
+            seen[connector.name] = connector.inspect()
+        except ExternalError as error:
+            seen[connector.name] = error
+    found = seen[connector.name]
+    if isinstance(found, ExternalError):
+        raise found
+    return found
+
+
+def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan: RunPlan) -> SourcePlan:
+    """Return what to read for a group, and note its marks and losses in the plan."""
+    for part in group.flows:
+        _remember_source(plan, checked, part, state)
+    stored = [_stored_positions(checked, part, state) for part in group.flows]
+    on_data_loss = group.flows[0].connector.on_data_loss
+    source = plan_partitions(state, stored, on_data_loss=on_data_loss, is_bounded=plan.is_bounded)
+    for part in group.flows:
+        if not _reads_dataset(checked, part) and not group.is_view:
+            plan.marks.setdefault(part.flow.name, {}).update(
+                {
+                    app_id(part.flow.name, state.identity, p): (state.begin.get(p, held.low), held.high)
+                    for p, held in state.partitions.items()
+                }
+            )
+    for partition, what in source.partitions.items():
+        if what.skipped:
+            plan.skipped.append(
+                f"{state.name} partition {partition}: positions {what.skipped[0]} to {what.skipped[1]} are gone"
+            )
+    return source
 
 
 def _remember_source(plan: RunPlan, checked: CheckedGraph, part: CheckedFlow, state: SourceState) -> None:
@@ -201,8 +239,8 @@ def _source_set(checked: CheckedGraph, flow: str) -> int:
 def _leave_out_finished(checked: CheckedGraph, groups: Sequence[SourceGroup], plan: RunPlan) -> None:
     completion = Completion(checked, plan)
     for group in groups:
-        source = plan.sources[group.key]
-        if any(what.skipped for what in source.partitions.values()):
+        source = plan.sources.get(group.key)
+        if source is None or any(what.skipped for what in source.partitions.values()):
             continue
         has_positions = all(what.start > 0 or what.mark == 0 for what in source.partitions.values())
         if has_positions and all(completion.is_complete(part.flow.target) for part in group.flows):
@@ -227,13 +265,15 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
     if known is not None and known != identity_version(state.identity):
         if part.connector.on_data_loss == "skip":
             return {}
+        remedy = "Delete the table to fill it anew, or give the flow a new name to start anew"
+        if not isinstance(part.read, TableRead):
+            remedy += ", or set on_data_loss='skip'"
         raise SourceMoved(
             f"flow '{part.flow.name}' cannot go on reading {state.name}",
             code="SOURCE_RECREATED",
             found=f"another source under that name: {state.identity}",
             expected="the one that table was filled from",
-            remedy="It was deleted and created again (or the cluster changed). Delete the "
-            "table to fill it anew, give the flow a new name to start anew, or set on_data_loss='skip'",
+            remedy=f"It was deleted and created again (or the cluster changed). {remedy}",
         )
     positions = {}
     for partition in state.partitions:

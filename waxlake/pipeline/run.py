@@ -260,6 +260,10 @@ def prepare_run(
         is_bounded=plan.is_bounded,
         isolates=isolates,
     )
+    for group in groups:
+        error = plan.failures.get(group.key)
+        if error is not None and not state.fail_group(group, error):
+            raise error
     tables = LatestTables(checked)
     return PreparedRun(
         dataflow=build_dataflow(checked, groups, plan, state, tables, workers=workers),
