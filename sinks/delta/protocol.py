@@ -29,9 +29,10 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
 from sinks.delta.parquet import decode_add, encode_add
-from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import CommitConflict, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
+from waxlake.stream.schema import compare_schemas
 
 __all__ = [
     "FENCE_APP_ID",
@@ -118,6 +119,7 @@ class Committer:
     run_number: int = field(default_factory=new_run_number)
     _handle: DeltaTable | None = None
     _table_id: str = ""
+    _columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
     _fence: int = 0
     _commits_on_handle: int = 0
     _log_stamp: tuple[object, ...] = ()
@@ -129,6 +131,7 @@ class Committer:
         if self._handle is None:
             self._handle = self.location.open()
             self._table_id = str(self._handle.metadata().id)
+            self._columns = arrow_schema(self._handle)
             self._fence = max(self.run_number, (self._handle.transaction_version(FENCE_APP_ID) or 0) + 1)
             self._log_stamp = self.location.log_stamp(self._handle.version())
         return self._handle
@@ -173,6 +176,8 @@ class Committer:
         """
         started_s = time.monotonic()
         self._require_same_table()
+        if adds:
+            self._require_same_columns()
         for app, move in moves.items():
             self._require_position(app, move, self.stored(app))
         commit_id = uuid.uuid4().hex
@@ -228,6 +233,7 @@ class Committer:
             with delta_errors(f"add columns to table '{self.location.label}'"):
                 self.handle.alter.add_columns(list(Schema.from_arrow(new).fields))
             self._reopen()
+            self._columns = arrow_schema(self.handle)
 
     def _commit(
         self,
@@ -253,6 +259,8 @@ class Committer:
             except (CommitFailedError, TransientError, TerminalError) as failure:
                 if self._has_landed(failure, moves, str(facts["commit_id"])):
                     return
+                if adds:
+                    self._require_same_columns()
                 if attempt == _ATTEMPTS:
                     raise self._gave_up(failure) from failure
                 time.sleep(0.05 * 2**attempt)
@@ -333,6 +341,20 @@ class Committer:
         """
         if self.location.log_stamp(self.handle.version()) != self._log_stamp:
             self._reopen()
+
+    def _require_same_columns(self) -> None:
+        """Stop if a column is not what it was when the data files were written: delta-rs adds files of any schema."""
+        now = arrow_schema(self.handle)
+        change = compare_schemas(self._columns, now)
+        lost = [*change.missing, *(name for name, _, _ in change.changed), *(name for name, _ in change.recased)]
+        if lost:
+            raise TerminalError(
+                f"cannot write table '{self.location.label}'",
+                code="SCHEMA_CHANGED",
+                found=", ".join(f"{f.name} {f.type}" for f in now),
+                expected=", ".join(f"{name} {self._columns.field(name).type}" for name in lost),
+                remedy="Someone changed its columns while it was written. Restore them, or run again to check the definitions",
+            )
 
     def _reopen(self) -> None:
         handle = self.location.open()
