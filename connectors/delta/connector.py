@@ -207,7 +207,7 @@ class _DeltaReader:
                 code="SOURCE_NOT_APPEND_ONLY",
                 found=f"version {version} deletes or rewrites rows",
                 expected="versions that only append",
-                remedy="Read it with wl.read in a materialized view, or delete the table that reads it to fill it anew",
+                remedy="Read it with wl.read in a materialized view, or delete both tables to fill them anew",
             )
 
     def _pieces_of(

@@ -26,6 +26,7 @@ from waxlake.pipeline.definitions import (
     located,
 )
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
+from waxlake.stream.delta_table import unusable_sign
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
 from waxlake.stream.settings import nearest
 
@@ -216,7 +217,7 @@ class _Resolver:
         if stored:
             location = usual
             if definition.path:
-                location = replace(location, uri=resolve_path(self._spec, definition.path))
+                location = replace(location, uri=_table_path(self._spec, definition))
         quarantine = None
         if _quarantines(definition) and location is not None:
             if definition.path:
@@ -337,6 +338,21 @@ class _Resolver:
         for name in names - {"stream"}:
             self._check_known(name, where)
         return names
+
+
+def _table_path(spec: Spec, definition: DatasetDefinition) -> str:
+    """Return where a table with a path of its own lies."""
+    path = resolve_path(spec, definition.path or "")
+    sign = unusable_sign(path)
+    if sign is not None:
+        raise DefinitionError(
+            f"table '{definition.name}' cannot lie there",
+            where=definition.where,
+            code="PATH_INVALID",
+            found=f"{sign!r} in {path!r}",
+            expected="a path without [ ] ^ | \\, control characters and '%' before two hex digits",
+        )
+    return path
 
 
 def _quarantines(definition: DatasetDefinition) -> bool:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_
 from waxlake.pipeline.guard import guard_packages
 from waxlake.pipeline.libraries import matching_files
 from waxlake.pipeline.spec_file import find_spec_file, read_spec_file
-from waxlake.stream.delta_table import TableLocation, is_remote
+from waxlake.stream.delta_table import TableLocation, is_remote, unusable_sign
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import Settings, StorageOptions, nearest, redact
 
@@ -305,4 +305,12 @@ def _check_storage(spec: Spec) -> None:
             found=f"scheme {scheme!r}",
             expected=f"a path, or a URI that begins with one of {', '.join(f'{s}://' for s in _SCHEMES)}",
             remedy=nearest(scheme, _SCHEMES),
+        )
+    sign = unusable_sign(spec.storage_uri)
+    if sign is not None:
+        raise UsageError(
+            f"{spec.path}: key 'storage'",
+            code="SPEC_INVALID",
+            found=f"{sign!r} in {spec.storage_uri!r}",
+            expected="a path without [ ] ^ | \\, control characters and '%' before two hex digits",
         )

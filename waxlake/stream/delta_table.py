@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +22,28 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from waxlake.stream.errors import ExternalError, TerminalError, TransientError, shorten
 from waxlake.stream.settings import StorageOptions
 
-__all__ = ["TableLocation", "arrow_schema", "delta_errors", "is_remote"]
+__all__ = ["TableLocation", "arrow_schema", "delta_errors", "is_remote", "unusable_sign"]
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_DENIED = re.compile(r"accessdenied|invalidaccesskeyid|signaturedoesnotmatch|\b403 forbidden|\b401 unauthorized")
+_AWAY = re.compile(
+    r"error sending request|connect|timed out|timeout|slowdown|\b503 service|\b500 internal|\b429 too many"
+)
+_READ_ONLY = re.compile(r"permission denied|read-only file system|\(os error (1|13|30)\)")
+_UNUSABLE = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
+_NOT_A_FOLDER = re.compile(r"not a directory|\(os error 20\)")
 
 
 def is_remote(uri: str) -> bool:
     """Return whether ``uri`` names an object store rather than a local path."""
     return "://" in uri and not uri.startswith("file://")
+
+
+def unusable_sign(uri: str) -> str | None:
+    """Return the first sign of a local path that delta-rs takes for something else, or None."""
+    found = None if is_remote(uri) else _UNUSABLE.search(uri)
+    return found[0] if found else None
 
 
 @contextmanager
@@ -45,47 +62,39 @@ def delta_errors(what: str) -> Iterator[None]:
 
 
 def _mapped(what: str, exc: Exception) -> ExternalError:
-    text = shorten(exc, 400)
-    low = text.lower()
+    said = " ".join(_COLOUR.sub("", str(exc)).split())
+    text, low = shorten(said, 400), said.lower()
+    what = f"cannot {what}"
     if isinstance(exc, TableNotFoundError):
         return TerminalError(
-            f"cannot {what}", code="TABLE_NOT_FOUND", found="no Delta table there", remedy="It was dropped or moved"
+            what, code="TABLE_NOT_FOUND", found="no Delta table there", remedy="It was dropped or moved"
         )
-    if isinstance(exc, FileExistsError | NotADirectoryError) or any(
-        w in low for w in ("not a directory", "os error 20")
-    ):
+    if isinstance(exc, FileNotFoundError):
+        remedy = "The table was dropped or moved, or its files were deleted"
+        return TerminalError(what, code="TABLE_NOT_FOUND", found=text, remedy=remedy)
+    if isinstance(exc, FileExistsError | NotADirectoryError) or _NOT_A_FOLDER.search(low):
         return TerminalError(
-            f"cannot {what}",
+            what,
             code="STORAGE_NOT_WRITABLE",
             found=f"a file where a folder should be: {text}",
             remedy="Move it away, or choose another place",
         )
     if "no space left" in low or getattr(exc, "errno", None) == 28:
         return TerminalError(
-            f"cannot {what}", code="STORAGE_FULL", found=text, remedy="Free some space and run again: nothing is lost"
+            what, code="STORAGE_FULL", found=text, remedy="Free some space and run again: nothing is lost"
         )
-    if isinstance(exc, PermissionError) or any(
-        w in low for w in ("permission denied", "read-only file system", "os error 13")
-    ):
+    if isinstance(exc, PermissionError) or _READ_ONLY.search(low):
         return TerminalError(
-            f"cannot {what}", code="STORAGE_NOT_WRITABLE", found=text, remedy="Give this user the right to write there"
+            what, code="STORAGE_NOT_WRITABLE", found=text, remedy="Give this user the right to write there"
         )
-    if any(
-        w in low for w in ("accessdenied", "invalidaccesskeyid", "signaturedoesnotmatch", "403", "unauthorized", "401")
-    ):
-        return TerminalError(
-            f"cannot {what}",
-            code="STORAGE_ACCESS_DENIED",
-            found=text,
-            remedy="Check `storage_options` and the key's rights",
-        )
+    if _DENIED.search(low):
+        remedy = "Check `storage_options` and the key's rights"
+        return TerminalError(what, code="STORAGE_ACCESS_DENIED", found=text, remedy=remedy)
     if "nosuchbucket" in low:
-        return TerminalError(f"cannot {what}", code="STORAGE_NOT_FOUND", found=text, remedy="Create the bucket first")
-    if any(w in low for w in ("error sending request", "connect", "timed out", "timeout", "503", "500", "slowdown")):
-        return TransientError(
-            f"cannot {what}", code="STORAGE_UNREACHABLE", found=text, remedy="Check the endpoint and the network"
-        )
-    return TerminalError(f"cannot {what}", code="STORAGE_ERROR", found=text)
+        return TerminalError(what, code="STORAGE_NOT_FOUND", found=text, remedy="Create the bucket first")
+    if _AWAY.search(low):
+        return TransientError(what, code="STORAGE_UNREACHABLE", found=text, remedy="Check the endpoint and the network")
+    return TerminalError(what, code="STORAGE_ERROR", found=text)
 
 
 @dataclass(frozen=True, slots=True)
