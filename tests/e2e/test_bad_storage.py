@@ -1,0 +1,493 @@
+"""Storage that refuses, fills up or is away, and tables that someone else dropped, replaced or rewrote."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from tests.e2e.project import Outcome, Project
+from tests.services.s3 import ObjectStore
+from waxlake.demo.process import free_port
+
+ORDERS = """
+@wl.table
+def orders():
+    return wl.read_files("inbox", format="json", schema="id BIGINT, amount DOUBLE", poll_interval_s=0.1)
+
+@wl.table
+def paid():
+    return wl.read_stream("orders").where("amount > 0")
+
+@wl.materialized_view
+def total():
+    return wl.sql("SELECT count(*) AS n FROM paid")
+"""
+
+
+OTHER = 'read_files("elsewhere", format="json", schema="id BIGINT, amount DOUBLE", poll_interval_s=0.1)'
+
+
+@pytest.fixture
+def orders(project: Project) -> Project:
+    """Two tables and a view over files; one file is there."""
+    project.define(ORDERS)
+    project.land("1.json", {"id": 1, "amount": 1.0})
+    return project
+
+
+def assert_exact(project: Project, count: int) -> None:
+    """Assert that every order from 1 to ``count`` is in each table once, also after one more run."""
+    for _ in range(2):
+        assert project.rows("orders", "id") == list(range(1, count + 1))
+        assert project.rows("paid", "id") == list(range(1, count + 1))
+        assert project.rows("total", "n") == [count]
+        project.run()
+
+
+# -- not writable
+
+
+@contextmanager
+def mounted(place: Path, *options: str) -> Iterator[Path]:
+    """Mount something at a folder while the block runs; skip the test where that is not allowed."""
+    place.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["mount", *options, str(place)], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+
+
+def test_storage_below_a_file(orders: Project) -> None:
+    orders.write("lake", "a file")
+
+    orders.waxlake("run").refused("STORAGE_NOT_WRITABLE", "'orders'", "a file where a folder should be", "lake")
+
+    (orders.folder / "lake").unlink()
+    orders.run()
+    assert_exact(orders, 1)
+
+
+def test_storage_on_a_read_only_file_system(orders: Project) -> None:
+    needs_root()
+    lake = orders.folder / "lake"
+    with mounted(lake, "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs"):
+        orders.waxlake("run").refused("STORAGE_NOT_WRITABLE", "'orders'", "Give this user the right to write there")
+    orders.run()
+    assert_exact(orders, 1)
+
+
+def test_storage_that_became_read_only(orders: Project) -> None:
+    needs_root()
+    with mounted(orders.folder / "lake", "-t", "tmpfs", "-o", "size=32m", "tmpfs") as lake:
+        orders.run()
+        orders.land("2.json", {"id": 2, "amount": 1.0})
+        subprocess.run(["mount", "-o", "remount,ro", str(lake)], check=True)
+        done = orders.waxlake("run")
+        done.refused("STORAGE_NOT_WRITABLE", "Give this user the right to write there")
+        subprocess.run(["mount", "-o", "remount,rw", str(lake)], check=True)
+        orders.run()
+        assert_exact(orders, 2)
+
+
+def test_tables_that_may_not_be_changed(orders: Project) -> None:
+    """The log of one table refuses new files; the others go on as far as they can."""
+    needs_root()
+    orders.run()
+    orders.land("2.json", {"id": 2, "amount": 1.0})
+    log = Path(orders.path("paid")) / "_delta_log"
+    if subprocess.run(["chattr", "+i", str(log)], capture_output=True).returncode != 0:
+        pytest.skip("chattr +i is not available on this file system")
+    try:
+        done = orders.waxlake("run")
+    finally:
+        subprocess.run(["chattr", "-i", str(log)], check=True)
+
+    done.refused("STORAGE_NOT_WRITABLE", "'paid'")
+    assert orders.rows("orders", "id") == [1, 2]
+    assert orders.rows("paid", "id") == [1]
+    orders.run()
+    assert_exact(orders, 2)
+
+
+# -- full
+
+
+def fill(folder: Path) -> Path:
+    """Take all the space that is left."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            return ballast
+
+
+def test_disk_full_at_commit(orders: Project) -> None:
+    needs_root()
+    with mounted(orders.folder / "lake", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as lake:
+        orders.run()
+        orders.land("2.json", *({"id": n, "amount": n / 7} for n in range(2, 5001)))
+        ballast = fill(lake)
+
+        orders.waxlake("run").refused("STORAGE_FULL", "Free some space and run again")
+        assert orders.rows("orders", "id") == [1]
+
+        ballast.unlink()
+        orders.run()
+        assert_exact(orders, 5000)
+
+
+def test_disk_full_during_a_continuous_run(orders: Project) -> None:
+    """The table that cannot be written fails; the run goes on for the others until it is asked to end."""
+    needs_root()
+    with mounted(orders.folder / "lake", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as lake:
+        with orders.continuous() as run:
+            run.await_rows("paid", 1)
+            ballast = fill(lake)
+            orders.land("2.json", *({"id": n, "amount": n / 7} for n in range(2, 5001)))
+            run.await_status("FAILED", "orders")
+            ballast.unlink()
+            run.terminate().refused("STORAGE_FULL", "Free some space and run again")
+
+        orders.run()
+        assert_exact(orders, 5000)
+
+
+# -- tables that someone else changed between two runs
+
+
+def dropped(project: Project) -> None:
+    shutil.rmtree(project.path("orders"))
+
+
+def replaced(project: Project) -> None:
+    shutil.rmtree(project.path("orders"))
+    rows = pa.table({"id": pa.array([77]), "amount": [7.0], "_rescued_data": pa.array([None], pa.string())})
+    write_deltalake(project.path("orders"), rows)
+
+
+def retyped(project: Project) -> None:
+    rows = pa.table({"id": ["one"], "amount": [7.0], "_rescued_data": pa.array([None], pa.string())})
+    write_deltalake(project.path("orders"), rows, mode="overwrite", schema_mode="overwrite")
+
+
+def rewritten(project: Project) -> None:
+    project.handle("orders").update({"amount": "amount + 1"})
+
+
+def shortened(project: Project) -> None:
+    project.handle("orders").delete("id = 1")
+
+
+def compacted(project: Project) -> None:
+    handle = project.handle("orders")
+    handle.optimize.compact()
+    handle.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+
+
+def appended(project: Project) -> None:
+    rows = pa.table({"id": [3], "amount": [7.0], "_rescued_data": pa.array([None], pa.string())})
+    write_deltalake(project.path("orders"), rows, mode="append")
+
+
+def ran_twice(project: Project) -> None:
+    """Run, and let a second file arrive in a version of its own, which is read too."""
+    project.run()
+    project.land("2.json", {"id": 2, "amount": 2.0})
+    project.run()
+
+
+@pytest.mark.parametrize("change", [rewritten, shortened])
+def test_upstream_table_that_was_rewritten(orders: Project, change: Callable[[Project], None]) -> None:
+    ran_twice(orders)
+    change(orders)
+    before = orders.rows("orders")
+    orders.land("3.json", {"id": 3, "amount": 3.0})
+
+    orders.waxlake("run").refused("SOURCE_NOT_APPEND_ONLY", "delta:orders", "version 3", "delete both tables")
+
+    assert [row for row in orders.rows("orders") if row["id"] != 3] == before  # it took the new file itself
+    assert len(orders.rows("orders")) == len(before) + 1
+    assert orders.rows("paid", "id") == [1, 2]
+    shutil.rmtree(orders.path("orders"))
+    shutil.rmtree(orders.path("paid"))
+    orders.run()
+    assert_exact(orders, 3)
+
+
+def test_table_that_was_compacted(orders: Project) -> None:
+    ran_twice(orders)
+    compacted(orders)
+    orders.land("3.json", {"id": 3, "amount": 3.0})
+
+    orders.run()
+
+    assert_exact(orders, 3)
+
+
+def test_table_that_somebody_appended_to(orders: Project) -> None:
+    ran_twice(orders)
+    appended(orders)
+    orders.land("4.json", {"id": 4, "amount": 4.0})
+
+    orders.run()
+
+    assert_exact(orders, 4)
+
+
+def test_table_that_changed_its_type(orders: Project) -> None:
+    ran_twice(orders)
+    retyped(orders)
+    version = orders.handle("orders").version()
+    orders.land("3.json", {"id": 3, "amount": 3.0})
+
+    orders.waxlake("run").refused("SCHEMA_CHANGED", "'id'", "'orders'", "int64", "string")
+
+    assert orders.handle("orders").version() == version
+    assert orders.rows("orders", "id") == ["one"]
+
+
+@pytest.mark.parametrize("change", [dropped, replaced])
+def test_table_that_was_dropped_or_replaced(orders: Project, change: Callable[[Project], None]) -> None:
+    """The table has no positions any more: it is filled anew, and whoever reads it must be told that it is another one."""
+    ran_twice(orders)
+    change(orders)
+    orders.land("3.json", {"id": 3, "amount": 3.0})
+
+    text = orders.waxlake("run").refused("SOURCE_RECREATED", "'paid'", "delta:orders", "Delete the table")
+
+    assert "on_data_loss" not in text  # a table has no such option
+    assert orders.rows("paid", "id") == [1, 2]
+    shutil.rmtree(orders.path("paid"))
+    orders.run()
+    found = [1, 2, 3] if change is dropped else [1, 2, 3, 77]
+    for _ in range(2):
+        assert orders.rows("orders", "id") == orders.rows("paid", "id") == found
+        assert orders.rows("total", "n") == [len(found)]
+        orders.run()
+
+
+def test_last_table_that_was_dropped_is_filled_again(orders: Project) -> None:
+    ran_twice(orders)
+    shutil.rmtree(orders.path("paid"))
+
+    orders.run()
+
+    assert_exact(orders, 2)
+
+
+# -- the same during a continuous run
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [(dropped, "TABLE_NOT_FOUND"), (replaced, "TABLE_REPLACED"), (retyped, "SCHEMA_CHANGED")],
+)
+def test_table_that_is_destroyed_during_a_continuous_run(
+    orders: Project, change: Callable[[Project], None], code: str
+) -> None:
+    orders.define(ORDERS.replace("paid", "other").replace('read_stream("orders")', OTHER))
+    orders.land("1.json", {"id": 1, "amount": 1.0}, folder="elsewhere")
+    with orders.continuous() as run:
+        run.await_rows("orders", 1)
+        change(orders)
+        orders.land("2.json", {"id": 2, "amount": 2.0})
+        failed = run.await_status("FAILED", "orders")
+        assert failed["error"]["code"] == code
+        orders.land("2.json", {"id": 2, "amount": 2.0}, folder="elsewhere")
+        run.await_rows("other", 1)  # an independent flow goes on
+        run.terminate().refused(code, "'orders'")
+
+    if change is not dropped:  # nothing was written into the table that took its place
+        assert orders.rows("orders", "id") == ([77] if change is replaced else ["one"])
+        shutil.rmtree(orders.path("orders"))
+    orders.run()
+    assert orders.rows("orders", "id") == orders.rows("other", "id") == [1, 2]
+
+
+def test_continuous_run_that_has_nothing_left_to_do_ends(orders: Project) -> None:
+    orders.define(ORDERS.partition("@wl.table\ndef paid")[0])
+    with orders.continuous() as run:
+        run.await_rows("orders", 1)
+        dropped(orders)
+        orders.land("2.json", {"id": 2, "amount": 2.0})
+
+        run.ended().refused("TABLE_NOT_FOUND", "'orders'")
+
+    orders.run()
+    assert orders.rows("orders", "id") == [1, 2]
+
+
+@pytest.mark.parametrize("change", [rewritten, shortened])
+def test_table_that_is_rewritten_during_a_continuous_run(orders: Project, change: Callable[[Project], None]) -> None:
+    with orders.continuous() as run:
+        run.await_rows("paid", 1)
+        change(orders)
+        run.await_status("FAILED", "paid")
+        run.terminate().refused("SOURCE_NOT_APPEND_ONLY", "delta:orders", "version 2")
+
+    assert orders.rows("paid", "id") == [1]
+
+
+@pytest.mark.parametrize(("change", "count"), [(compacted, 2), (appended, 3)])
+def test_table_that_is_changed_harmlessly_during_a_continuous_run(
+    orders: Project, change: Callable[[Project], None], count: int
+) -> None:
+    with orders.continuous() as run:
+        run.await_rows("paid", 1)
+        change(orders)
+        orders.land("2.json", {"id": 2, "amount": 2.0})
+        run.await_rows("paid", count - 1)
+        run.stop()
+
+    orders.run()
+    assert_exact(orders, count)
+
+
+# -- object stores
+
+
+def on_s3(orders: Project, storage: str, options: dict[str, str]) -> None:
+    orders.storage, orders.storage_options = storage, options
+    orders.spec()
+
+
+def bounded(done: Outcome, seconds: float = 45) -> Outcome:
+    assert done.seconds < seconds
+    return done
+
+
+SECRET = "hunter2-" + "x" * 32
+
+
+@pytest.mark.services
+def test_s3_with_wrong_credentials(orders: Project, s3_store: ObjectStore, bucket: str) -> None:
+    if "moto" in s3_store.name:
+        pytest.skip("moto takes any credentials")
+    options = {**s3_store.storage_options, "AWS_SECRET_ACCESS_KEY": SECRET}
+    on_s3(orders, f"s3://{bucket}/lake", options)
+
+    done = bounded(orders.waxlake("run"))
+
+    done.refused("STORAGE_ACCESS_DENIED", "'orders'", "`storage_options`")
+    assert SECRET not in done.out + done.err
+    on_s3(orders, f"s3://{bucket}/lake", s3_store.storage_options)
+    orders.run()
+    assert_exact(orders, 1)
+
+
+@pytest.mark.services
+def test_s3_with_a_missing_bucket(orders: Project, s3_store: ObjectStore, bucket: str) -> None:
+    on_s3(orders, f"s3://{bucket}-missing/lake", s3_store.storage_options)
+
+    done = bounded(orders.waxlake("run"))
+
+    done.refused("STORAGE_NOT_FOUND", "'orders'", f"{bucket}-missing", "Create the bucket first")
+    assert s3_store.storage_options["AWS_SECRET_ACCESS_KEY"] not in done.out + done.err
+
+
+def test_s3_that_is_unreachable(orders: Project) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    options = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "wax",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    on_s3(orders, "s3://bucket/lake", options)
+
+    done = bounded(orders.waxlake("run"))
+
+    done.refused("STORAGE_UNREACHABLE", "'orders'", endpoint, "Check the endpoint")
+    assert SECRET not in done.out + done.err
+
+
+@pytest.mark.services
+def test_files_on_s3_with_wrong_credentials(orders: Project, s3_store: ObjectStore, bucket: str) -> None:
+    if "moto" in s3_store.name:
+        pytest.skip("moto takes any credentials")
+    options = {**s3_store.storage_options, "AWS_SECRET_ACCESS_KEY": SECRET}
+    orders.define(
+        ORDERS.replace('"inbox"', f'"s3://{bucket}/inbox"').replace("schema=", f"storage_options={options!r}, schema=")
+    )
+
+    done = bounded(orders.waxlake("run"))
+
+    done.refused("FILES_ACCESS_DENIED", f"s3://{bucket}/inbox")
+    assert SECRET not in done.out + done.err
+
+
+def test_files_on_an_unreachable_s3(orders: Project) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    options = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "wax", "AWS_SECRET_ACCESS_KEY": SECRET}
+    orders.define(
+        ORDERS.replace('"inbox"', '"s3://bucket/inbox"').replace("schema=", f"storage_options={options!r}, schema=")
+    )
+
+    done = bounded(orders.waxlake("run"))
+
+    done.refused("FILES_UNREACHABLE", "s3://bucket/inbox", endpoint)
+    assert SECRET not in done.out + done.err
+
+
+def test_hostile_storage_paths(orders: Project) -> None:
+    """Relative, with spaces and signs that mean something to a shell or in a URI: one folder, no other."""
+    for name in ("with space", "100% wax", "hash#query?", "ünï", "semi;colon", "$(touch owned)", "`id`"):
+        orders.storage = f"./lakes/{name}"
+        orders.spec()
+        orders.run()
+        assert orders.rows("orders", "id") == [1]
+        assert orders.rows("total", "n") == [1]
+    assert len(list((orders.folder / "lakes").iterdir())) == 7
+    assert not (orders.folder / "owned").exists()
+    orders.spec(storage="ftp://server/lake")
+    orders.waxlake("run").refused("SPEC_INVALID", "'ftp'", exit_code=2)
+    for name in ("per%20cent", "[a]", "back\\slash", "new\nline"):
+        orders.spec(storage=f"./more/{name}")
+        orders.waxlake("run").refused("SPEC_INVALID", "'storage'", exit_code=2)
+        assert not (orders.folder / "more").exists()
+
+
+def test_table_that_is_no_delta_table(orders: Project) -> None:
+    """A folder with other files in it is made a table; those files are left alone."""
+    other = Path(orders.path("orders")) / "notes.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+
+    orders.run()
+
+    assert other.read_text() == "mine"
+    assert_exact(orders, 1)
+
+
+def test_log_that_is_damaged(orders: Project) -> None:
+    orders.run()
+    log = Path(orders.path("orders")) / "_delta_log" / f"{0:020d}.json"
+    whole = log.read_bytes()
+    log.write_bytes(b'{"broken')
+    orders.land("2.json", {"id": 2, "amount": 2.0})
+
+    orders.waxlake("run").refused("STORAGE_ERROR", "'orders'")
+
+    log.write_bytes(whole)
+    orders.run()
+    assert_exact(orders, 2)
+    assert DeltaTable(orders.path("orders")).version() == 2
