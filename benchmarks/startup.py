@@ -66,7 +66,9 @@ def main() -> None:
             done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
             taken.append(time.perf_counter() - started)
             assert "nothing new" in done.stdout, done.stdout
-        print(f"nothing new: median {statistics.median(taken):.2f} s of {rounds} ({min(taken):.2f} to {max(taken):.2f} s)")
+        print(
+            f"nothing new: median {statistics.median(taken):.2f} s of {rounds} ({min(taken):.2f} to {max(taken):.2f} s)"
+        )
 
 
 if __name__ == "__main__":
