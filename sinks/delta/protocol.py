@@ -244,6 +244,7 @@ class Committer:
         replacement: pa.Table | None,
     ) -> None:
         """Try until the commit is in the log."""
+        since = self.handle.version()
         for attempt in range(1, _ATTEMPTS + 1):
             properties = CommitProperties(
                 custom_metadata={METADATA_KEY: facts},
@@ -257,7 +258,9 @@ class Committer:
                         _replace(self.handle, replacement, properties)
                 return
             except (CommitFailedError, TransientError, TerminalError) as failure:
-                if self._has_landed(failure, moves, str(facts["commit_id"])):
+                if isinstance(failure, TerminalError) and failure.code != "STORAGE_ERROR":
+                    raise
+                if self._has_landed(moves, str(facts["commit_id"]), since=since):
                     return
                 if adds:
                     self._require_same_columns()
@@ -275,13 +278,22 @@ class Committer:
             commit_properties=properties,
         )
 
-    def _has_landed(self, failure: Exception, moves: Mapping[str, Move], commit_id: str) -> bool:
-        """Look at the table as it is now: our commit landed, or we may try again, or an error says why not."""
-        if isinstance(failure, TerminalError) and failure.code != "STORAGE_ERROR":
-            raise failure
-        before = self.handle.version()
+    def _has_landed(self, moves: Mapping[str, Move], commit_id: str, *, since: int) -> bool:
+        """Look, until the store answers, whether the commit landed after version ``since``; else it may be tried again."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with delta_errors(f"look at table '{self.location.label}'"):
+                    return self._look(moves, commit_id, since=since)
+            except TransientError:
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(0.05 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _look(self, moves: Mapping[str, Move], commit_id: str, *, since: int) -> bool:
+        """Return whether our commit is in the table as it is now; an error says why it can't be tried again."""
         self._reopen()
-        if self._find_commit(commit_id, since=before) is not None:
+        if self._find_commit(commit_id, since=since) is not None:
             return True
         fence = self.handle.transaction_version(FENCE_APP_ID) or 0
         if fence > self._fence:

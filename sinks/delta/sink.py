@@ -18,7 +18,7 @@ from sinks.delta.tally import CommitTally
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.clock import Clock
-from waxlake.stream.delta_table import TableLocation, arrow_schema
+from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import PositionMoved, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import app_id
@@ -144,7 +144,8 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         for batch in values:
             try:
                 if not self._has_failed:
-                    self._take(batch)
+                    with delta_errors(f"write table '{self._target.location.label}'"):
+                        self._take(batch)
             except WaxlakeError as error:
                 self._fail(error)
             finally:
@@ -167,7 +168,8 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
             return
         try:
             if self._is_due():
-                self._flush()
+                with delta_errors(f"write table '{self._target.location.label}'"):
+                    self._flush()
         except WaxlakeError as error:
             self._fail(error)
 

@@ -201,16 +201,21 @@ class TableLocation:
         return () if info.type == pa_fs.FileType.NotFound else (info.mtime_ns, info.size)
 
     def read_log(self, version: int) -> list[dict[str, Any]] | None:
-        """Return the actions of one commit, in order; None if that version is not in the log (yet, or any more)."""
+        """Return the actions of one commit, in order; None if that version is not in the log (yet, or any more).
+
+        Raises:
+            TransientError: The store does not answer. Retryable.
+        """
         path = f"_delta_log/{version:020d}.json"
-        try:
-            if self.is_local:
-                text = (self.local_path / path).read_bytes()
-            else:
-                with self.filesystem().open_input_file(path) as stream:
-                    text = stream.read()
-        except FileNotFoundError:
-            return None
+        with delta_errors(f"read the log of table '{self.label}'"):
+            try:
+                if self.is_local:
+                    text = (self.local_path / path).read_bytes()
+                else:
+                    with self.filesystem().open_input_file(path) as stream:
+                        text = stream.read()
+            except FileNotFoundError:
+                return None
         return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 

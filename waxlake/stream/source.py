@@ -18,6 +18,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.clock import Clock, utc_now
+from waxlake.stream.delta_table import delta_errors
 from waxlake.stream.errors import SourceMoved, TransientError, WaxlakeError
 
 __all__ = [
@@ -328,7 +329,8 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         if self._has_ended:
             raise StopIteration
         try:
-            return self._next()
+            with delta_errors(f"read {self._plan.name}"):  # what a store's client lets through
+                return self._next()
         except TransientError as error:
             return self._retry(error)
         except WaxlakeError as error:
