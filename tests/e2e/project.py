@@ -204,7 +204,7 @@ class ContinuousRun:
         """What it wrote on standard error so far."""
         return self._err_path.read_text()
 
-    def await_event(self, is_wanted: Callable[[dict[str, Any]], bool], *, timeout_s: float = 60) -> dict[str, Any]:
+    def await_event(self, is_wanted: Callable[[dict[str, Any]], bool], *, timeout_s: float = 120) -> dict[str, Any]:
         """Wait for an event, among those not looked at before."""
         deadline = time.monotonic() + timeout_s
         while True:

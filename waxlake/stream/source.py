@@ -36,7 +36,7 @@ __all__ = [
 
 _IDLE = timedelta(milliseconds=20)
 _HEARTBEAT_S = 0.5
-_BACK_OFF_MAX_S = 30.0
+_BACK_OFF_MAX_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
