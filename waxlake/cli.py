@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -47,12 +48,26 @@ def main() -> None:
     """Run the command line; errors become a message on standard error and an exit code."""
     try:
         app()
+    except SystemExit as done:
+        if sys.argv[1:2] == ["run"] and isinstance(done.code, int | None):
+            _leave(done.code or 0)
+        raise
     except Exception as exc:  # the boundary of the process
         error = _waxlake_error(exc)
         if error is None or os.environ.get("WAXLAKE_DEBUG") == "1":
             raise
         typer.echo(str(error), err=True)
+        if sys.argv[1:2] == ["run"]:
+            _leave(error.exit_code)
         sys.exit(error.exit_code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: all is committed and written, and native threads still running at exit may abort it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it is gone
+            stream.flush()
+    os._exit(code)
 
 
 def _waxlake_error(exc: BaseException) -> WaxlakeError | None:

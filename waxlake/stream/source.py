@@ -327,6 +327,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         """Return what is ready; called by Bytewax whenever ``next_awake`` has passed."""
         self._awake_at = None
         if self._has_ended:
+            self.close()  # now, and not when the process ends: a reader's thread must not outlive the interpreter
             raise StopIteration
         try:
             with delta_errors(f"read {self._plan.name}"):  # what a store's client lets through
