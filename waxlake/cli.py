@@ -49,7 +49,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as done:
-        if sys.argv[1:2] == ["run"] and isinstance(done.code, int | None):
+        if isinstance(done.code, int | None):
             _leave(done.code or 0)
         raise
     except Exception as exc:  # the boundary of the process
@@ -57,13 +57,15 @@ def main() -> None:
         if error is None or os.environ.get("WAXLAKE_DEBUG") == "1":
             raise
         typer.echo(str(error), err=True)
-        if sys.argv[1:2] == ["run"]:
-            _leave(error.exit_code)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process at once: all is committed and written, and native threads still running at exit may abort it."""
+    """End the process at once: all is committed and written, and native threads still running at exit may abort it.
+
+    A thread of Arrow's pool that reads through a Python file system asks for the interpreter when it lets go of a file;
+    while the interpreter ends, that unwinds through C++ code and aborts the process after its work was done.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # whoever read it is gone
             stream.flush()
