@@ -77,10 +77,25 @@ class ListConnector:
         return self.list_reader
 
 
-def partition(reader: ListReader, control: ReadControl, **plan: object):
+@dataclass
+class ConfirmingConnector(ListConnector):
+    """Remembers what it was told."""
+
+    told: list[Mapping[str, int]] = field(default_factory=list)
+    is_away: bool = False
+
+    def confirm(self, plan: SourcePlan, durable: Mapping[str, int]) -> None:
+        self.told.append(durable)
+        if self.is_away:
+            raise TransientError("away", code="AWAY")
+
+
+def partition(source: ListReader | ListConnector, control: ReadControl, **plan: object):
+    connector = ListConnector(source) if isinstance(source, ListReader) else source
+    reader = connector.list_reader
     part = PartitionPlan(start=reader.position, mark=reader.mark, **plan)
     source = PartitionedSource(
-        connector=ListConnector(reader),
+        connector=connector,
         plan=SourcePlan(identity="s", name="list", partitions={"0": part}),
         control=control,
     )
@@ -234,3 +249,25 @@ def test_a_partition_that_is_new_to_a_known_source_is_read_from_its_beginning() 
     )
     plan = plan_partitions(state, [{"0": 6}], is_bounded=True)
     assert plan.partitions["1"].start == 0
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_source_is_told_what_is_durable_while_it_is_read(monkeypatch: pytest.MonkeyPatch, is_away: bool) -> None:
+    monkeypatch.setattr("waxlake.stream.source._CONFIRM_S", 0.0)
+    connector = ConfirmingConnector(ListReader(), is_away=is_away)
+
+    batches = drain(partition(connector, ReadControl(durable=lambda: {"0": 4})))
+
+    assert connector.told[0] == {"0": 4}
+    assert [b.end for b in batches][-1] == 10
+
+
+def test_a_partition_that_no_flow_takes_is_not_read() -> None:
+    state = SourceState(
+        identity="i", name="s", partitions={"a": SourceRange(low=0, high=5), "b": SourceRange(low=0, high=9)}, begin={}
+    )
+
+    plan = plan_partitions(state, [{"a": 2}, {}], takes=[lambda p: p == "a", lambda p: p == "a"], is_bounded=True)
+
+    assert list(plan.partitions) == ["a"]
+    assert (plan.partitions["a"].start, plan.partitions["a"].fences) == (0, (2,))

@@ -62,6 +62,7 @@ class CheckedFlow:
         transform: What is done to its rows.
         columns: Source columns it uses.
         gates: Datasets that must be up to date before a triggered run reads it.
+        partitions: Source partitions whose batches it takes; None for all.
     """
 
     flow: Flow
@@ -70,6 +71,11 @@ class CheckedFlow:
     transform: Transform
     columns: frozenset[str]
     gates: tuple[str, ...]
+    partitions: frozenset[str] | None = None
+
+    def takes(self, partition: str) -> bool:
+        """Return whether the flow takes the batches of a source partition."""
+        return self.partitions is None or partition in self.partitions
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from bytewax.testing import TestingSource
 
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
-from waxlake.pipeline.plan import RunPlan, SourceGroup
+from waxlake.pipeline.plan import DurablePositions, RunPlan, SourceGroup
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
 from waxlake.stream.batch import MicroBatch
@@ -63,7 +63,7 @@ def build_dataflow(
             plan=source_plan,
             columns=group.columns,
             group_count=workers,
-            control=_read_control(group, plan, state, give_up_after_s=checked.graph.spec.give_up_after),
+            control=_read_control(checked, group, plan, state),
         )
         batches = op.input(group.key, dataflow, source)
         for index, part in enumerate(group.flows):
@@ -83,13 +83,14 @@ def _quarantine(checked: CheckedGraph, part: CheckedFlow) -> object:
     return checked.graph.datasets[part.flow.target].quarantine
 
 
-def _read_control(group: SourceGroup, plan: RunPlan, state: RunState, *, give_up_after_s: float) -> ReadControl:
+def _read_control(checked: CheckedGraph, group: SourceGroup, plan: RunPlan, state: RunState) -> ReadControl:
     return ReadControl(
         is_draining=state.is_draining,
         gate=lambda: state.gate(group),
         on_error=lambda error: state.fail_group(group, error),
         on_retry=lambda error, wait_s: state.retrying(group, error, wait_s),
-        give_up_after_s=give_up_after_s if plan.is_bounded else None,
+        durable=DurablePositions(checked, group, plan.sources[group.key]),
+        give_up_after_s=checked.graph.spec.give_up_after if plan.is_bounded else None,
         fan_out=len(group.flows),
     )
 
@@ -130,7 +131,7 @@ class _FlowStep:
 
     def __call__(self, batch: MicroBatch) -> Iterable[tuple[str, MicroBatch]]:
         target = self.part.flow.target
-        if self.state.has_failed(target):
+        if not self.part.takes(batch.partition) or self.state.has_failed(target):
             ByteBudget.give_back(batch.budget, batch.cost_bytes)
             return []
         try:

@@ -28,7 +28,16 @@ from waxlake.stream.position import (
 from waxlake.stream.schema import compare_schemas
 from waxlake.stream.source import SourcePlan, SourceState, plan_partitions
 
-__all__ = ["Completion", "RunPlan", "SourceGroup", "claim_tables", "make_plan", "prepare_tables", "source_groups"]
+__all__ = [
+    "Completion",
+    "DurablePositions",
+    "RunPlan",
+    "SourceGroup",
+    "claim_tables",
+    "make_plan",
+    "prepare_tables",
+    "source_groups",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +77,7 @@ class RunPlan:
         run_number: Its order among other runs: the fence of the tables it writes.
         is_bounded: Whether it ends at the marks (triggered).
         sources: Group key to what to read; a group with nothing to do is missing.
+        idle: Group key to the source of a group with nothing to do.
         identities: Flow name to app ids that its commits store besides its positions: which source stood behind each
             name, and which sources there were.
         marks: Flow name to app id to (where it begins without a position, the mark).
@@ -79,6 +89,7 @@ class RunPlan:
     run_number: int = field(default_factory=new_run_number)
     is_bounded: bool
     sources: dict[str, SourcePlan] = field(default_factory=dict)
+    idle: dict[str, SourcePlan] = field(default_factory=dict)
     identities: dict[str, dict[str, int]] = field(default_factory=dict)
     marks: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
@@ -202,13 +213,15 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
         _remember_source(plan, checked, part, state)
     stored = [_stored_positions(checked, part, state) for part in group.flows]
     on_data_loss = group.flows[0].connector.on_data_loss
-    source = plan_partitions(state, stored, on_data_loss=on_data_loss, is_bounded=plan.is_bounded)
+    takes = [part.takes for part in group.flows]
+    source = plan_partitions(state, stored, takes=takes, on_data_loss=on_data_loss, is_bounded=plan.is_bounded)
     for part in group.flows:
         if not _reads_dataset(checked, part) and not group.is_view:
             plan.marks.setdefault(part.flow.name, {}).update(
                 {
                     app_id(part.flow.name, state.identity, p): (state.begin.get(p, held.low), held.high)
                     for p, held in state.partitions.items()
+                    if part.takes(p)
                 }
             )
     for partition, what in source.partitions.items():
@@ -244,7 +257,7 @@ def _leave_out_finished(checked: CheckedGraph, groups: Sequence[SourceGroup], pl
             continue
         has_positions = all(what.start > 0 or what.mark == 0 for what in source.partitions.values())
         if has_positions and all(completion.is_complete(part.flow.target) for part in group.flows):
-            del plan.sources[group.key]
+            plan.idle[group.key] = plan.sources.pop(group.key)
 
 
 def _is_view(part: CheckedFlow) -> bool:
@@ -276,7 +289,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
             remedy=f"It was deleted and created again (or the cluster changed). {remedy}",
         )
     positions = {}
-    for partition in state.partitions:
+    for partition in filter(part.takes, state.partitions):
         stored = handle.transaction_version(app_id(part.flow.name, state.identity, partition))
         if stored is not None:
             positions[partition] = stored
@@ -297,6 +310,45 @@ def _refuse_changed_sources(checked: CheckedGraph, part: CheckedFlow, handle: De
             expected="the sources its positions belong to",
             remedy="Feed the table from a further source with wl.append_flow, or give this flow a new name to start anew",
         )
+
+
+class DurablePositions:
+    """Tells how far every table that is fed from a source holds it: what the source may forget.
+
+    Used by one thread at a time. The tables are the only evidence, so it holds for every process of a run.
+
+    Args:
+        checked: The pipeline.
+        group: A read of the source; other reads of the same source count too.
+        source: What the run reads of it.
+    """
+
+    def __init__(self, checked: CheckedGraph, group: SourceGroup, source: SourcePlan) -> None:
+        name = group.flows[0].connector.name
+        self._checked, self._source = checked, source
+        self._flows = [part for part in checked.flows if part.connector.name == name]
+        self._handles: dict[str, DeltaTable] = {}
+
+    def __call__(self) -> Mapping[str, int]:
+        """Return the smallest stored position of each source partition; none for one that a table has none of."""
+        for handle in self._handles.values():
+            with delta_errors(f"read table '{handle.table_uri}'"):
+                handle.update_incremental()
+        smallest: dict[str, int] = {}
+        for partition in self._source.partitions:
+            stored = [self._stored(part, partition) for part in self._flows if part.takes(partition)]
+            known = [position for position in stored if position is not None]
+            if known and len(known) == len(stored):
+                smallest[partition] = min(known)
+        return smallest
+
+    def _stored(self, part: CheckedFlow, partition: str) -> int | None:
+        target = part.flow.target
+        if target not in self._handles:
+            location = self._checked.graph.datasets[target].location
+            assert location is not None
+            self._handles[target] = location.open()
+        return self._handles[target].transaction_version(app_id(part.flow.name, self._source.identity, partition))
 
 
 class Completion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -20,13 +21,23 @@ from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import Cluster, run_processes
 from waxlake.pipeline.compile import build_dataflow
 from waxlake.pipeline.events import Event, EventLog, backfill_from_commits, make_event, progress_events
-from waxlake.pipeline.plan import Completion, RunPlan, claim_tables, make_plan, prepare_tables, source_groups
+from waxlake.pipeline.plan import (
+    Completion,
+    DurablePositions,
+    RunPlan,
+    SourceGroup,
+    claim_tables,
+    make_plan,
+    prepare_tables,
+    source_groups,
+)
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.spec import Spec
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.tables import LatestTables
-from waxlake.stream.errors import InternalError, PositionMoved, UsageError, WaxlakeError
+from waxlake.stream.errors import InternalError, PositionMoved, TransientError, UsageError, WaxlakeError
+from waxlake.stream.source import Confirming
 
 __all__ = ["PreparedRun", "RunOptions", "UpdateResult", "draining_on_signals", "prepare_run", "run_update"]
 
@@ -128,6 +139,7 @@ class PreparedRun:
     report: _Reporter
     completion: Completion
     checked: CheckedGraph
+    groups: Sequence[SourceGroup]
     started_s: float
 
     @property
@@ -162,6 +174,7 @@ class PreparedRun:
             result.state = "COMPLETED" if not self.plan.is_bounded else "CANCELED"
         elif self.plan.is_bounded:
             self._require_completion()
+        self.confirm()
         self._report_outcome(result.state, result.duration_s)
         return result
 
@@ -173,7 +186,18 @@ class PreparedRun:
             outcome = "CANCELED" if self.plan.is_bounded else "COMPLETED"
         else:
             outcome = "COMPLETED"
+        if outcome != "FAILED":
+            self.confirm()
         self._report_outcome(outcome, time.monotonic() - self.started_s)
+
+    def confirm(self) -> None:
+        """Tell each source what every table holds, after Bytewax returned; a source that is away is told next time."""
+        for group in self.groups:
+            source = self.plan.sources.get(group.key) or self.plan.idle.get(group.key)
+            connector = group.flows[0].connector
+            if source is not None and isinstance(connector, Confirming):
+                with contextlib.suppress(TransientError):
+                    connector.confirm(source, DurablePositions(self.checked, group, source)())
 
     def _report_outcome(self, outcome: str, duration_s: float) -> None:
         self.report(
@@ -272,6 +296,7 @@ def prepare_run(
         report=report,
         completion=completion,
         checked=checked,
+        groups=groups,
         started_s=started_s,
     )
 

@@ -6,11 +6,12 @@ gates, byte budget, retries, draining and the last batch of a partition live her
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
@@ -22,6 +23,7 @@ from waxlake.stream.delta_table import delta_errors
 from waxlake.stream.errors import SourceMoved, TransientError, WaxlakeError
 
 __all__ = [
+    "Confirming",
     "Connector",
     "PartitionPlan",
     "PartitionedSource",
@@ -36,6 +38,7 @@ __all__ = [
 
 _IDLE = timedelta(milliseconds=20)
 _HEARTBEAT_S = 0.5
+_CONFIRM_S = 2.0
 _BACK_OFF_MAX_S = 5.0
 
 
@@ -123,6 +126,27 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
+class Confirming(Protocol):
+    """A connector that tells its source what it may forget: a flush LSN, files to clean up."""
+
+    def confirm(self, plan: SourcePlan, durable: Mapping[str, int]) -> None:
+        """Tell the source that every table holds what lies before these positions.
+
+        Called every few seconds by the thread that reads, and once more after the run by the main thread, with no reader
+        open.
+
+        Args:
+            plan: What the run reads.
+            durable: Partition key to the smallest stored position of all tables that the source feeds; a partition of
+                which some table has none is missing.
+
+        Raises:
+            TransientError: Told again later, by the next call.
+        """
+        ...
+
+
 class Connector(Protocol):
     """A configured source that is not reading yet. Cheap to make; touches nothing until ``inspect``."""
 
@@ -173,6 +197,7 @@ def plan_partitions(
     state: SourceState,
     stored: Sequence[Mapping[str, int]],
     *,
+    takes: Sequence[Callable[[str], bool]] | None = None,
     on_data_loss: str = "fail",
     is_bounded: bool,
 ) -> SourcePlan:
@@ -181,6 +206,8 @@ def plan_partitions(
     Args:
         state: The source as it is now.
         stored: For each flow that reads the source: partition key to stored position, of this identity.
+        takes: For each of those flows: whether it takes a partition at all; None for all of them. A partition that nobody
+            takes is not read.
         on_data_loss: ``fail`` stops where positions are gone; ``skip`` reads on and records what was skipped.
         is_bounded: Stop at what the source holds now (triggered).
 
@@ -199,7 +226,10 @@ def plan_partitions(
         )
     for partition, held in state.partitions.items():
         begin = state.begin.get(partition, held.low)
-        wanted = sorted({positions.get(partition, begin if not positions else held.low) for positions in stored})
+        readers = [p for i, p in enumerate(stored) if takes is None or takes[i](partition)]
+        if not readers:
+            continue
+        wanted = sorted({positions.get(partition, begin if not positions else held.low) for positions in readers})
         start, skipped = wanted[0], None
         if start < held.low:
             if on_data_loss != "skip":
@@ -245,6 +275,7 @@ class ReadControl:
         gate: ``wait`` until upstream tables are there, ``go``, or ``skip`` the source altogether.
         on_error: Told of an error that stops the source; returns whether it was taken care of (else it is raised).
         on_retry: Told of a transient error and the seconds until the next attempt.
+        durable: Returns the position up to which every table holds a partition, for sources that are told of it.
         give_up_after_s: Seconds of one transient error after which a bounded read fails; None retries for ever.
         budget_bytes: Most bytes in flight.
         fan_out: Number of flows that each give back what a batch cost.
@@ -254,6 +285,7 @@ class ReadControl:
     gate: Callable[[], str] = lambda: "go"
     on_error: Callable[[WaxlakeError], bool] = lambda error: False
     on_retry: Callable[[TransientError, float], None] = lambda error, wait_s: None
+    durable: Callable[[], Mapping[str, int]] = dict
     give_up_after_s: float | None = 60.0
     budget_bytes: int = 256 << 20
     fan_out: int = 1
@@ -294,8 +326,13 @@ class PartitionedSource(FixedPartitionedSource[MicroBatch, None]):
             control=self.control,
             budget=ByteBudget(f"{step_id}/{for_part}", self.control.budget_bytes),
             open_reader=lambda: self.connector.reader(plan, partitions, self.columns),
+            confirm=self._confirm if isinstance(self.connector, Confirming) else None,
             empty=self.connector.empty(),
         )
+
+    def _confirm(self) -> None:
+        assert isinstance(self.connector, Confirming)
+        self.connector.confirm(self.plan, self.control.durable())
 
 
 class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
@@ -309,13 +346,14 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         control: ReadControl,
         budget: ByteBudget,
         open_reader: Callable[[], Reader],
+        confirm: Callable[[], None] | None,
         empty: pa.Table,
     ) -> None:
         self._plan, self._partitions, self._control, self._budget = plan, partitions, control, budget
-        self._open_reader, self._empty = open_reader, empty
+        self._open_reader, self._confirm, self._empty = open_reader, confirm, empty
         self._reader: Reader | None = None
         self._clock = Clock()
-        self._emitted_at_s = self._clock.now_s()
+        self._emitted_at_s = self._confirmed_at_s = self._clock.now_s()
         self._has_unflushed = False
         self._has_ended = False
         self._is_open = False
@@ -367,6 +405,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
             return self._opening()
         if self._control.is_draining() or self._reader.is_done:
             return self._end(self._reader)
+        self._confirm_now_and_then()
         if self._budget.is_exhausted:
             return self._idle()
         batches = [self._charged(batch) for batch in self._reader.read()]
@@ -376,6 +415,14 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         self._emitted_at_s = self._clock.now_s()
         self._has_unflushed = True
         return batches
+
+    def _confirm_now_and_then(self) -> None:
+        """Tell the source what is durable. A source that cannot be told now is told later: nothing depends on it."""
+        now_s = self._clock.now_s()
+        if self._confirm is not None and now_s - self._confirmed_at_s >= _CONFIRM_S:
+            self._confirmed_at_s = now_s
+            with contextlib.suppress(TransientError):
+                self._confirm()
 
     def _opening(self) -> list[MicroBatch]:
         """Emit where each partition starts, so that it is stored, and what was skipped on request."""
