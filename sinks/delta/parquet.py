@@ -25,7 +25,7 @@ from deltalake.transaction import AddAction
 
 from waxlake.stream.delta_table import TableLocation, delta_errors
 
-__all__ = ["DataFileWriter", "decode_add", "encode_add"]
+__all__ = ["DataFileWriter", "decode_add", "encode_add", "partition_string"]
 
 _STATS_COLUMNS = 32
 _MAX_STRING_STAT = 64
@@ -190,10 +190,10 @@ def _split(table: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[tup
             column = table.column(name)
             equal = pc.is_null(column) if combo[name] is None else pc.fill_null(pc.equal(column, scalar), False)
             mask = equal if mask is None else pc.and_(mask, equal)
-        yield tuple(_partition_string(combo[name]) for name in partition_by), table.filter(mask).select(rest)
+        yield tuple(partition_string(combo[name]) for name in partition_by), table.filter(mask).select(rest)
 
 
-def _partition_string(value: Any) -> str | None:
+def partition_string(value: Any) -> str | None:
     """Return a partition value as the Delta protocol writes it ("Partition Value Serialization")."""
     if value is None or value == "":
         return None

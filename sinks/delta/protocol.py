@@ -7,6 +7,10 @@ Where a crash can fall, and what the next run finds:
 3. after the commit: positions are ours; whatever the source sends again ends at or before them and is dropped.
 4. after the commit, before the quarantine commit: the primary commit carries the manifest; it is finished from that.
 
+A commit that replaces data files (a merge) has the same points: its removes, adds, positions and fence are one log entry.
+Files that another writer took away meanwhile make it stop, never commit in part: delta-rs itself would take the removal of
+a file that is not there without a word.
+
 Two runs at once: the fence is the run's number, which grows with the time it started. The newer run goes on; the older one
 finds a fence above its own and stops. A newer run whose positions the older one moved meanwhile plans again, after it has
 claimed the fences, so that the older one cannot move them any more.
@@ -28,9 +32,10 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
+from sinks.delta.files import StoredFile, stored_paths
 from sinks.delta.parquet import decode_add, encode_add
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
-from waxlake.stream.errors import CommitConflict, PositionMoved, TerminalError, TransientError, WaxlakeError
+from waxlake.stream.errors import CommitConflict, FilesMoved, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import compare_schemas
 
@@ -104,6 +109,15 @@ class Quarantine:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a commit does to the rows: append, or replace some files, or replace everything."""
+
+    adds: Sequence[AddAction]
+    removes: Sequence[StoredFile] = ()
+    replacement: pa.Table | None = None
+
+
 @dataclass(slots=True)
 class Committer:
     """Commits to one table from one held snapshot at a time.
@@ -152,6 +166,7 @@ class Committer:
         quarantine: Quarantine | None = None,
         metadata: Mapping[str, Any] | None = None,
         replacement: pa.Table | None = None,
+        removes: Sequence[StoredFile] = (),
     ) -> CommitReceipt:
         """Append files and move positions in one table commit, then commit the quarantine files it names.
 
@@ -166,9 +181,11 @@ class Committer:
             quarantine: Files for the quarantine table, or None.
             metadata: Facts for the commit's metadata.
             replacement: Replace the table's whole content by these rows instead of appending ``adds``.
+            removes: Files of the held snapshot that ``adds`` replaces.
 
         Raises:
             CommitConflict: Another writer moved a position or took the fence. Not retryable.
+            FilesMoved: Another writer removed a file of ``removes``. Not retryable as it is; planning again is.
             TerminalError: The table was dropped or replaced, the store is full or closed. Not retryable.
             TransientError: The store does not answer after several attempts. Retryable.
 
@@ -178,6 +195,7 @@ class Committer:
         self._require_same_table()
         if adds:
             self._require_same_columns()
+        self._require_files(removes)
         for app, move in moves.items():
             self._require_position(app, move, self.stored(app))
         commit_id = uuid.uuid4().hex
@@ -190,7 +208,7 @@ class Committer:
             facts["quarantine"] = {"number": number, "files": [encode_add(add) for add in quarantine.adds]}
             failpoint("quarantine-written")
         failpoint("files-written")
-        self._commit(adds, moves, versions, facts, replacement)
+        self._commit(_Change(adds, removes, replacement), moves, versions, facts)
         failpoint("committed")
         self._stored.update(versions)
         if quarantine is not None and quarantine.adds:
@@ -237,11 +255,10 @@ class Committer:
 
     def _commit(
         self,
-        adds: Sequence[AddAction],
+        change: _Change,
         moves: Mapping[str, Move],
         versions: Mapping[str, int],
         facts: dict[str, Any],
-        replacement: pa.Table | None,
     ) -> None:
         """Try until the commit is in the log."""
         since = self.handle.version()
@@ -252,26 +269,27 @@ class Committer:
             )
             try:
                 with delta_errors(f"commit to table '{self.location.label}'"):
-                    if replacement is None:
-                        self._append(adds, properties)
+                    if change.replacement is None:
+                        self._append(change, properties)
                     else:
-                        _replace(self.handle, replacement, properties)
+                        _replace(self.handle, change.replacement, properties)
                 return
             except (CommitFailedError, TransientError, TerminalError) as failure:
                 if isinstance(failure, TerminalError) and failure.code != "STORAGE_ERROR":
                     raise
                 if self._has_landed(moves, str(facts["commit_id"]), since=since):
                     return
-                if adds:
+                if change.adds:
                     self._require_same_columns()
+                self._require_files(change.removes)
                 if attempt == _ATTEMPTS:
                     raise self._gave_up(failure) from failure
                 time.sleep(0.05 * 2**attempt)
 
-    def _append(self, adds: Sequence[AddAction], properties: CommitProperties) -> None:
+    def _append(self, change: _Change, properties: CommitProperties) -> None:
         metadata = self.handle.metadata()
         self.handle.create_write_transaction(
-            list(adds),
+            [*(file.removal() for file in change.removes), *change.adds],
             mode="append",
             schema=self.handle.schema(),
             partition_by=list(metadata.partition_columns),
@@ -316,6 +334,20 @@ class Committer:
                 found=f"app id '{app}' at position {stored}",
                 expected=f"position {move.start}",
                 remedy="Another run is writing this table. Stop it, or give this flow its own name",
+            )
+
+    def _require_files(self, removes: Sequence[StoredFile]) -> None:
+        """Stop if a file that is to be replaced is not in the held snapshot: its rows would be there twice, or lost."""
+        if not removes:
+            return
+        gone = {file.path for file in removes} - stored_paths(self.handle)
+        if gone:
+            raise FilesMoved(
+                f"cannot commit to table '{self.location.label}' at version {self.handle.version()}",
+                code="COMMIT_CONFLICT",
+                found=f"{len(gone)} of the {len(removes)} data files to be replaced gone, such as {min(gone)}",
+                expected="the files that were read",
+                remedy="Another writer changes this table. Nothing is lost: run again",
             )
 
     def _find_commit(self, commit_id: str, *, since: int) -> int | None:

@@ -15,12 +15,15 @@ import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
+from connectors.delta import DeltaConnector
+from sinks.delta.files import stored_files
 from sinks.delta.parquet import DataFileWriter
 from sinks.delta.protocol import FENCE_APP_ID, Committer, Move, Quarantine, finish_quarantine
 from tests.conftest import LakeStorage
 from waxlake.stream.delta_table import TableLocation
-from waxlake.stream.errors import CommitConflict, PositionMoved, TerminalError, WaxlakeError
+from waxlake.stream.errors import CommitConflict, FilesMoved, PositionMoved, SourceMoved, TerminalError, WaxlakeError
 from waxlake.stream.settings import StorageOptions
+from waxlake.stream.source import plan_partitions
 
 ROWS = pa.table({"a": [1, 2, 3]})
 
@@ -179,6 +182,93 @@ def test_a_table_that_was_replaced_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(TerminalError) as refused:
         commit(committer, "p", 10, 20)
     assert refused.value.code == "TABLE_REPLACED"
+
+
+def replace_rows(committer: Committer, start: int | None, end: int) -> int:
+    """Replace every file of the held snapshot by one that holds 4, 5."""
+    writer = DataFileWriter(committer.location)
+    writer.append(pa.table({"a": [4, 5]}))
+    files = stored_files(committer.handle)
+    return committer.commit(writer.finish(), {"p": Move(start=start, end=end)}, rows=2, removes=files).version
+
+
+def test_files_are_replaced_in_one_commit(table: TableLocation) -> None:
+    committer = Committer(table, "run")
+    commit(committer, "p", None, 10)
+    assert replace_rows(committer, 10, 20) == 2
+    assert sorted(table.open().to_pyarrow_table().column("a").to_pylist()) == [4, 5]
+    assert table.open().transaction_version("p") == 20
+    actions = [next(iter(action)) for action in table.read_log(2) or []]
+    assert sorted(actions) == ["add", "commitInfo", "remove", "txn", "txn"]
+    assert table.open().version() == 2
+
+
+@pytest.mark.parametrize("is_landed", [True, False])
+def test_a_replacement_without_a_reply_is_neither_lost_nor_done_twice(
+    table: TableLocation, monkeypatch: pytest.MonkeyPatch, is_landed: bool
+) -> None:
+    committer = Committer(table, "run")
+    commit(committer, "p", None, 10)
+    send = Committer._append
+
+    def lose_the_reply(self: Committer, *arguments: object) -> None:
+        monkeypatch.setattr(Committer, "_append", send)
+        if is_landed:
+            send(self, *arguments)
+        raise OSError("error sending request: the reply was lost")
+
+    monkeypatch.setattr(Committer, "_append", lose_the_reply)
+    assert replace_rows(committer, 10, 20) == 2
+    assert rows_of(table) == 2
+
+
+def test_a_replacement_goes_on_beside_a_foreign_append(table: TableLocation) -> None:
+    committer = Committer(table, "run")
+    commit(committer, "p", None, 10)
+    stored_files(committer.handle)
+    write_deltalake(table.uri, ROWS, mode="append", storage_options=dict(table.options))
+    assert replace_rows(committer, 10, 20) == 3
+    assert sorted(table.open().to_pyarrow_table().column("a").to_pylist()) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("is_stale", [True, False])
+def test_a_replacement_of_files_that_are_gone_stops(table: TableLocation, is_stale: bool) -> None:
+    committer = Committer(table, "run")
+    commit(committer, "p", None, 10)
+    files = stored_files(committer.handle)
+    table.open().delete("a = 1")
+    if not is_stale:
+        committer.handle.update_incremental()
+    writer = DataFileWriter(table)
+    writer.append(ROWS)
+    with pytest.raises(FilesMoved, match="1 of the 1 data files") as refused:
+        committer.commit(writer.finish(), {"p": Move(start=10, end=20)}, removes=files)
+    assert refused.value.code == "COMMIT_CONFLICT"
+    assert rows_of(table) == 2
+    assert table.open().transaction_version("p") == 10
+
+
+def test_files_in_folders_with_odd_names_are_replaced(lake_storage: LakeStorage) -> None:
+    """The log escapes partition values, and what it says has to be unescaped once before it is removed."""
+    uri = f"{lake_storage.uri}/odd"
+    location = TableLocation(uri, StorageOptions(lake_storage.storage_options), "odd")
+    rows = pa.table({"a": [1, 2, 3, 4], "p": ["x", "y z", "é%", None]})
+    write_deltalake(uri, rows, partition_by=["p"], storage_options=dict(lake_storage.storage_options))
+    committer = Committer(location, "run")
+    committer.commit([], {"p": Move(start=None, end=1)}, removes=stored_files(committer.handle))
+    assert rows_of(location) == 0
+
+
+def test_a_stream_of_a_table_whose_files_were_replaced_stops(table: TableLocation) -> None:
+    committer = Committer(table, "run")
+    commit(committer, "p", None, 10)
+    replace_rows(committer, 10, 20)
+    connector = DeltaConnector(table)
+    plan = plan_partitions(connector.inspect(), [{}], is_bounded=True)
+    reader = connector.reader(plan, ("log",), frozenset())
+    with pytest.raises(SourceMoved) as refused:
+        list(iter(reader.read, None))
+    assert refused.value.code == "SOURCE_NOT_APPEND_ONLY"
 
 
 def test_quarantine_is_finished_from_the_primary_commit(make_table: Callable[[str], TableLocation]) -> None:

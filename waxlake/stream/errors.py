@@ -12,6 +12,7 @@
     │       ├── SourceMoved       the source no longer holds what the table expects next
     │       └── CommitConflict    a newer run has taken the table
     │           └── PositionMoved an older run moved it; planning again settles who goes on
+    │               └── FilesMoved another writer took away files that were to be replaced
     └── InternalError             a promise of ours is broken: a defect, please report it
 
 A text reads: what failed, on which object: found …, expected …. What to do. [CODE]
@@ -26,6 +27,7 @@ __all__ = [
     "DefinitionError",
     "ExpectationFailed",
     "ExternalError",
+    "FilesMoved",
     "InternalError",
     "PositionMoved",
     "SchemaError",
@@ -146,6 +148,10 @@ class CommitConflict(TerminalError):
 
 class PositionMoved(CommitConflict):
     """The table's position is not where this run planned from. Not retryable as it is; planning again is."""
+
+
+class FilesMoved(PositionMoved):
+    """Data files that a commit was to replace are gone from the table. Not retryable as it is; planning again is."""
 
 
 class InternalError(WaxlakeError):
