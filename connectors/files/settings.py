@@ -8,9 +8,10 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from connectors.files.outcome_settings import OutcomeSettings
 from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import UsageError
-from waxlake.stream.settings import Settings, StorageOptions, nearest
+from waxlake.stream.settings import StorageOptions, nearest
 
 __all__ = ["FORMATS", "FilesSettings"]
 
@@ -23,7 +24,7 @@ _OF_FORMAT: Final[Mapping[str, frozenset[str]]] = {
 }
 
 
-class FilesSettings(Settings):
+class FilesSettings(OutcomeSettings):
     """Settings of a files source; option names are those of Auto Loader in snake_case."""
 
     path: str = Field(

@@ -16,31 +16,18 @@ from waxlake.pipeline.libraries import matching_files
 from waxlake.pipeline.spec_file import find_spec_file, read_spec_file
 from waxlake.stream.delta_table import TableLocation, is_remote, unusable_sign
 from waxlake.stream.errors import UsageError
-from waxlake.stream.settings import Settings, StorageOptions, nearest, redact
+from waxlake.stream.settings import Settings, StorageOptions, nearest, parse_duration, redact
 
 __all__ = ["Glob", "Library", "Spec", "load_spec"]
 
 _SCHEMES = ("abfs", "abfss", "adl", "az", "azure", "file", "gs", "s3", "s3a")
 _NAME = re.compile(r"[A-Za-z0-9_]{1,128}")
 _CONFIGURATION_KEY = re.compile(r"[A-Za-z0-9_.-]+")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
-_UNITS_S = {
-    **dict.fromkeys(("ms", "millisecond", "milliseconds"), 0.001),
-    **dict.fromkeys(("", "s", "sec", "secs", "second", "seconds"), 1.0),
-    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
-    **dict.fromkeys(("h", "hour", "hours"), 3600.0),
-}
 
 
-def _duration(value: Any) -> Any:
-    """Return seconds, given as text with a unit or as a number of them."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return value
-    match = _DURATION.fullmatch(str(value).strip().lower())
-    if match is None or match[2] not in _UNITS_S:
-        raise ValueError("not a duration")
-    span_s = float(match[1]) * _UNITS_S[match[2]]
-    if span_s < 0.001:
+def _time(value: Any) -> Any:
+    span_s = parse_duration(value)
+    if span_s == 0:
         raise ValueError("too short")
     return span_s
 
@@ -85,11 +72,11 @@ class Spec(Settings):
     )
     configuration: dict[str, str] = Field(default_factory=dict, description="a map from name to text")
     mode: Literal["triggered", "continuous"] = Field(default="triggered", description="triggered or continuous")
-    trigger_interval: Annotated[float | None, BeforeValidator(_duration)] = Field(
+    trigger_interval: Annotated[float | None, BeforeValidator(_time)] = Field(
         default=None,
         description="a time of at least 1 ms, such as 500ms, 5 seconds or 1 minute",
     )
-    give_up_after: Annotated[float, BeforeValidator(_duration)] = Field(
+    give_up_after: Annotated[float, BeforeValidator(_time)] = Field(
         default=60.0,
         description="a time such as 90s or 5 minutes",
     )
