@@ -8,11 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from connectors.files.formats import make_format
+from connectors.files.formats.choice import make_format
 from connectors.files.inference import infer_schema
 from connectors.files.ledger import Ledger
 from connectors.files.local_store import LocalStore
-from connectors.files.reader import METADATA_TYPE, PARTITION, FilesReader
+from connectors.files.provenance import METADATA_TYPE, Provenance
+from connectors.files.reader import PARTITION, FilesReader
 from connectors.files.remote_store import URI, RemoteStore
 from connectors.files.settings import FilesSettings
 from connectors.files.store import Store
@@ -148,7 +149,7 @@ class FilesConnector:
             identity=plan.identity,
             format=make_format(self.settings, schema, has_rescued=has_rescued),
             empty=pa.schema(fields).empty_table(),
-            has_metadata=has_metadata,
+            provenance=Provenance(has_metadata=has_metadata),
             discover=self.discover,
         )
 

@@ -12,12 +12,13 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors.files.csv_records import CsvRecords
 from connectors.files.formats import decompressed
-from connectors.files.json_lines import line_blocks
+from connectors.files.formats.csv_records import CsvRecords
+from connectors.files.formats.json_lines import line_blocks
+from connectors.files.formats.text_values import infer_text_type
+from connectors.files.options import CsvOptions
 from connectors.files.settings import FilesSettings
 from connectors.files.store import FileChanged, FileGone, FoundFile, Store
-from connectors.files.text_values import infer_text_type
 from waxlake.stream.errors import SchemaError, TerminalError, shorten
 from waxlake.stream.schema import delta_schema
 
@@ -47,10 +48,11 @@ def infer_schema(settings: FilesSettings, store: Store, files: Sequence[FoundFil
         TerminalError: ``FILE_UNREADABLE``. Not retryable.
     """
     sample = sorted(files)[:_MAX_FILES]
+    options = settings.options
     if settings.format == "parquet":
         schema = _parquet(store, sample)
-    elif settings.format == "csv":
-        schema = _csv(settings, store, sample)
+    elif isinstance(options, CsvOptions):
+        schema = _csv(settings, options, store, sample)
     else:
         schema = _json(settings, store, sample)
     return delta_schema(_without_case_twins(schema)) if schema is not None and len(schema) else None
@@ -77,8 +79,8 @@ def _blocks(settings: FilesSettings, store: Store, files: Sequence[FoundFile], s
             opened.stream.close()
 
 
-def _csv(settings: FilesSettings, store: Store, files: Sequence[FoundFile]) -> pa.Schema:
-    records = CsvRecords(settings, pa.schema([]), block_bytes=1 << 20)
+def _csv(settings: FilesSettings, options: CsvOptions, store: Store, files: Sequence[FoundFile]) -> pa.Schema:
+    records = CsvRecords(options, pa.schema([]), block_bytes=1 << 20)
     texts: dict[str, list[pa.Array]] = {}
     for table in _blocks(settings, store, files, records.blocks):
         for name in table.column_names:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from connectors.files.formats import Format, Raw, decompressed, is_compressed
 from connectors.files.ledger import Ledger, NumberedFile
 from connectors.files.pieces import Bounds, FewerRows, Piece, PieceQueue
-from connectors.files.rescued import with_file_path
+from connectors.files.provenance import Provenance
 from connectors.files.settings import FilesSettings
 from connectors.files.store import FileChanged, FileGone, FoundFile, OpenFile, Store, store_errors
 from waxlake.stream.batch import Backlog, MicroBatch
@@ -29,17 +29,9 @@ from waxlake.stream.errors import SourceMoved, TerminalError, TransientError, Wa
 from waxlake.stream.position import RowPosition
 from waxlake.stream.source import PartitionPlan
 
-__all__ = ["METADATA_TYPE", "PARTITION", "FilesReader"]
+__all__ = ["PARTITION", "FilesReader"]
 
 PARTITION: Final = "files"
-METADATA_TYPE: Final = pa.struct(
-    [
-        ("file_path", pa.string()),
-        ("file_name", pa.string()),
-        ("file_size", pa.int64()),
-        ("file_modification_time", pa.timestamp("us", tz="UTC")),
-    ]
-)
 _SMALL_BYTES: Final = 1 << 20
 _GROUP_BYTES: Final = 8 << 20
 _GROUP_FILES: Final = 4096
@@ -64,7 +56,7 @@ class FilesReader:
         identity: Source identity, for the batches.
         format: Turns bytes into rows.
         empty: A table of no rows with the columns of every batch.
-        has_metadata: Whether ``_metadata`` is made.
+        provenance: Adds what only files tell.
         discover: Lists and records what is new; called on another thread in a continuous run.
     """
 
@@ -78,12 +70,12 @@ class FilesReader:
         identity: str,
         format: Format,
         empty: pa.Table,
-        has_metadata: bool,
+        provenance: Provenance,
         discover: Callable[[], int],
     ) -> None:
         self._settings, self._store, self._ledger, self._plan = settings, store, ledger, plan
         self._identity, self._format, self._empty = identity, format, empty
-        self._has_metadata, self._discover = has_metadata, discover
+        self._provenance, self._discover = provenance, discover
         self._position = plan.read_from
         self._stored_max = max(plan.start, *plan.fences) if plan.fences else plan.start
         self._load_number = RowPosition.unpack(self._position).major
@@ -206,7 +198,7 @@ class FilesReader:
 
     def _is_small(self, file: NumberedFile) -> bool:
         path = file.found.path
-        return file.found.size_bytes <= _SMALL_BYTES and (self._settings.format == "parquet" or not is_compressed(path))
+        return file.found.size_bytes <= _SMALL_BYTES and not is_compressed(path, self._settings.format)
 
     def _is_fresh(self, found: FoundFile) -> bool:
         age_s = time.time() - found.modified_us / 1e6
@@ -418,24 +410,7 @@ class FilesReader:
         table = self._format.decode([piece.raw for piece in pieces if piece.raw is not None])
         files = [piece.file.found for piece in pieces]
         owners = np.repeat(np.arange(len(pieces)), [piece.count for piece in pieces])
-        index = table.schema.get_field_index("_rescued_data")
-        if index >= 0 and table.column(index).null_count < len(table):
-            rescued = table.column(index).combine_chunks()
-            paths = pa.array([file.path for file in files], pa.string()).take(pa.array(owners))
-            table = table.set_column(index, table.schema.field(index), with_file_path(rescued, paths))
-        if self._has_metadata:
-            table = table.append_column("_metadata", _metadata(files).take(pa.array(owners)))
-        return table
-
-
-def _metadata(files: Sequence[FoundFile]) -> pa.Array:
-    columns = [
-        pa.array([file.path for file in files], pa.string()),
-        pa.array([file.path.rpartition("/")[2] for file in files], pa.string()),
-        pa.array([file.size_bytes for file in files], pa.int64()),
-        pa.array([file.modified_us for file in files], pa.int64()).cast(METADATA_TYPE.field(3).type),
-    ]
-    return pa.StructArray.from_arrays(columns, fields=list(METADATA_TYPE))
+        return self._provenance.add(table, files, pa.array(owners))
 
 
 def _changed(file: NumberedFile, expected: str, now: FoundFile) -> SourceMoved:

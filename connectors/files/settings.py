@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from connectors.files.options import OPTIONS, FormatOptions
 from connectors.files.outcome_settings import OutcomeSettings
 from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import UsageError
@@ -15,13 +17,9 @@ from waxlake.stream.settings import StorageOptions, nearest
 
 __all__ = ["FORMATS", "FilesSettings"]
 
-FORMATS: Final = ("json", "csv", "parquet")
+FORMATS: Final = tuple(OPTIONS)
+_MANAGED: Final = frozenset({"path", "format", "options", "declared_schema"})
 _LATER_FORMATS: Final = ("avro", "orc", "text", "binaryfile", "xml")
-_OF_FORMAT: Final[Mapping[str, frozenset[str]]] = {
-    "csv": frozenset({"header", "sep", "quote", "escape", "null_value", "encoding"}),
-    "json": frozenset({"multi_line"}),
-    "parquet": frozenset(),
-}
 
 
 class FilesSettings(OutcomeSettings):
@@ -64,19 +62,7 @@ class FilesSettings(OutcomeSettings):
         default="fail",
         description="What to do about a file that is gone, or was changed, before it was read to its end",
     )
-    header: bool = Field(default=True, description="csv: the first record of a file names its columns")
-    sep: str = Field(default=",", min_length=1, max_length=1, description="csv: character between two fields")
-    quote: str = Field(default='"', max_length=1, description="csv: character around a field; empty for none")
-    escape: str = Field(
-        default="",
-        max_length=1,
-        description="csv: character that takes the next one literally; empty: a quote is doubled",
-    )
-    null_value: str = Field(default="", description="csv: unquoted text that stands for NULL")
-    encoding: Literal["utf-8", "UTF-8", "utf8", "UTF8"] = Field(default="utf-8", description="csv: only UTF-8 for now")
-    multi_line: Literal[False] = Field(
-        default=False, description="json: one document per line; others are not available yet"
-    )
+    options: FormatOptions = Field(description="Options of the format")
 
     @field_validator("storage_options", mode="before")
     @classmethod
@@ -88,13 +74,6 @@ class FilesSettings(OutcomeSettings):
     def _readable_schema(cls, value: str | pa.Schema | None) -> str | pa.Schema | None:
         if value is not None:
             parse_ddl(value)
-        return value
-
-    @field_validator("sep", "quote", "escape")
-    @classmethod
-    def _one_byte(cls, value: str) -> str:
-        if not value.isascii() or value in ("\n", "\r"):
-            raise ValueError("must be one ASCII character, and not a line break")
         return value
 
     @classmethod
@@ -115,14 +94,36 @@ class FilesSettings(OutcomeSettings):
             )
         if kind not in FORMATS:
             raise UsageError(f"{what}: unknown format {format!r}", code="OPTION_INVALID", remedy=nearest(kind, FORMATS))
-        for other, names in _OF_FORMAT.items():
-            if other != kind and (strange := sorted(names & set(options))):
-                raise UsageError(
-                    f"{what}: option {strange[0]!r} belongs to format {other!r}",
-                    code="OPTION_INVALID",
-                    found=f"format {kind!r}",
-                    remedy="Leave it out, or change the format",
-                )
-        values = {"path": str(path), "format": kind, "schema": schema, **options}
+        valid = {*cls.model_fields, "schema"} - _MANAGED | set(OPTIONS[kind].model_fields)
+        for name in options:
+            if name not in valid:
+                raise _strange(what, name, kind, valid)
+        mine = {name: value for name, value in options.items() if name in OPTIONS[kind].model_fields}
+        rest = {name: value for name, value in options.items() if name not in mine}
+        values = {
+            "path": str(path),
+            "format": kind,
+            "schema": schema,
+            **rest,
+            "options": OPTIONS[kind].build(what, mine),
+        }
         settings: FilesSettings = cls.build(what, values)
         return settings
+
+
+def _strange(what: str, name: str, format: str, valid: Iterable[str]) -> UsageError:
+    """Return the error for an option that the format does not have."""
+    snake = re.sub(r"(?<=[a-z0-9])([A-Z])|[.]", r"_\1", name.removeprefix("cloudFiles.")).lower()
+    if name != snake and snake in valid:
+        return UsageError(
+            f"{what}: unknown option {name!r}", code="OPTION_INVALID", remedy=f"Its name here is {snake!r}"
+        )
+    others = [other for other, model in OPTIONS.items() if snake in model.model_fields]
+    if others:
+        return UsageError(
+            f"{what}: option {name!r} belongs to format {' and '.join(map(repr, others))}",
+            code="OPTION_INVALID",
+            found=f"format {format!r}",
+            remedy="Leave it out, or change the format",
+        )
+    return UsageError(f"{what}: unknown option {name!r}", code="OPTION_INVALID", remedy=nearest(snake, valid))

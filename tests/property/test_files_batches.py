@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.files import json_lines, reader
+from connectors.files import reader
+from connectors.files.formats import json_lines
 from tests.integration.files_lab import FilesLab, Flow, run
 
 _ids = itertools.count()

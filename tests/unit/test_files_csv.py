@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.files.csv_records import CsvRecords, unique_names
-from connectors.files.settings import FilesSettings
+from connectors.files.formats.csv_records import CsvRecords, unique_names
+from connectors.files.options import CsvOptions
 from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import SchemaError
 
 
 def _csv(schema: str = "id BIGINT, name STRING", block_bytes: int = 1 << 20, **options: Any) -> CsvRecords:
-    return CsvRecords(FilesSettings.of("/data", format="csv", **options), parse_ddl(schema), block_bytes=block_bytes)
+    return CsvRecords(CsvOptions(**options), parse_ddl(schema), block_bytes=block_bytes)
 
 
 def _rows(records: CsvRecords, *contents: bytes) -> list[tuple[Any, ...]]:
@@ -148,5 +148,5 @@ def test_blocks_hold_the_same_rows_from_any_row(rows: list[list[str]], skip_rows
 
 
 def test_columns_only_when_rescued_is_not_wanted() -> None:
-    records = CsvRecords(FilesSettings.of("/data", format="csv"), pa.schema([("id", pa.int64())]), False)
+    records = CsvRecords(CsvOptions(), pa.schema([("id", pa.int64())]), False)
     assert records.decode(records.split([b"id,name\n1,a\nx,b\n"])).to_pylist() == [{"id": 1}, {"id": None}]

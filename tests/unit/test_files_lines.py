@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.files import json_lines
-from connectors.files.json_lines import line_blocks, split_files, split_lines
+from connectors.files.formats import json_lines
+from connectors.files.formats.json_lines import line_blocks, split_files, split_lines
 
 _BOM = b"\xef\xbb\xbf"
 

@@ -7,18 +7,16 @@ import pytest
 
 from connectors.files import FilesSettings
 from connectors.files.globs import glob_regex, split_glob
+from connectors.files.options import CsvOptions
 from connectors.files.remote_store import s3fs_options
 from waxlake.stream.errors import UsageError
 
 
 def test_defaults() -> None:
     settings = FilesSettings.of("/data", format="csv")
-    assert (settings.recursive, settings.include_existing_files, settings.header, settings.sep) == (
-        True,
-        True,
-        True,
-        ",",
-    )
+    assert (settings.recursive, settings.include_existing_files) == (True, True)
+    assert isinstance(settings.options, CsvOptions)
+    assert (settings.options.header, settings.options.sep) == (True, ",")
     assert settings.on_data_loss == "fail"
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.files.parquet_rows import ParquetRows
+from connectors.files.formats.parquet_rows import ParquetRows
+from connectors.files.formats.text_values import convert_text, infer_text_type
 from connectors.files.rescued import json_quote, json_texts, objects, with_file_path
-from connectors.files.text_values import convert_text, infer_text_type
 
 _UTC = pa.timestamp("us", tz="UTC")
 

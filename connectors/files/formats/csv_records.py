@@ -10,16 +10,16 @@ import csv
 import io
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from connectors.files.formats.text_values import convert_text, has_text_form
+from connectors.files.options import CsvOptions
 from connectors.files.rescued import CORRUPT_KEY, json_quote, objects
-from connectors.files.settings import FilesSettings
-from connectors.files.text_values import convert_text, has_text_form
 from waxlake.stream.errors import SchemaError
 
 __all__ = ["CsvRecords", "unique_names"]
@@ -44,23 +44,22 @@ class CsvRecords:
     """The csv format of one source.
 
     Attributes:
-        settings: How the files are written.
+        options: How the files are written.
         schema: Columns to make, in order; every one a plain type.
         has_rescued: Whether ``_rescued_data`` is made too.
         block_bytes: How much is parsed at a time; a record must fit.
     """
 
-    settings: FilesSettings
+    options: CsvOptions
     schema: pa.Schema
     has_rescued: bool = True
     block_bytes: int = 8 << 20
-    _options: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for column in self.schema:
             if not has_text_form(column.type):
                 raise SchemaError(
-                    f"cannot read csv files of '{self.settings.path}' with column {column.name!r}",
+                    f"cannot read csv files with column {column.name!r}",
                     code="SCHEMA_TYPE",
                     found=f"type {column.type}",
                     expected="a plain type",
@@ -84,7 +83,7 @@ class CsvRecords:
         """
         peeked = stream.read(_PEEK_BYTES)
         first = self._first_record(peeked)
-        row = -1 if self.settings.header else 0
+        row = -1 if self.options.header else 0
         for table in self._records(_Chained(peeked, stream), first) if first else ():
             drop = min(len(table), max(0, skip_rows - row) if row >= 0 else 1 + skip_rows)
             row += len(table)
@@ -108,17 +107,17 @@ class CsvRecords:
         return next((record for record in csv.reader(io.StringIO(text, newline=""), **self._dialect()) if record), [])
 
     def _dialect(self) -> dict[str, Any]:
-        settings = self.settings
-        quoting = csv.QUOTE_MINIMAL if settings.quote else csv.QUOTE_NONE
+        options = self.options
+        quoting = csv.QUOTE_MINIMAL if options.quote else csv.QUOTE_NONE
         return {
-            "delimiter": settings.sep,
-            "quotechar": settings.quote or None,
-            "escapechar": settings.escape or None,
+            "delimiter": options.sep,
+            "quotechar": options.quote or None,
+            "escapechar": options.escape or None,
             "quoting": quoting,
         }
 
     def _names(self, first: Sequence[str]) -> list[str]:
-        if self.settings.header:
+        if self.options.header:
             return unique_names(first)
         declared = self.schema.names
         return unique_names([declared[i] if i < len(declared) else "" for i in range(len(first))])
@@ -144,22 +143,22 @@ class CsvRecords:
             wrong.append(row)
             return "skip"
 
-        settings = self.settings
+        options = self.options
         columns = [str(i) for i in range(width)]
         reader = pa_csv.open_csv(
             stream,
             read_options=pa_csv.ReadOptions(use_threads=False, column_names=columns, block_size=self.block_bytes),
             parse_options=pa_csv.ParseOptions(
-                delimiter=settings.sep,
-                quote_char=settings.quote or False,
-                escape_char=settings.escape or False,
+                delimiter=options.sep,
+                quote_char=options.quote or False,
+                escape_char=options.escape or False,
                 newlines_in_values=True,
                 invalid_row_handler=keep,
             ),
             convert_options=pa_csv.ConvertOptions(
                 check_utf8=False,
                 column_types=dict.fromkeys(columns, pa.binary()),
-                null_values=[settings.null_value],
+                null_values=[options.null_value],
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
             ),
@@ -189,7 +188,7 @@ class CsvRecords:
     def _fields(self, text: bytes) -> list[bytes | None]:
         source = io.StringIO(text.decode("utf-8", "surrogateescape"), newline="")
         record = next(csv.reader(source, **self._dialect()), [])
-        null = self.settings.null_value
+        null = self.options.null_value
         return [None if f == null else f.encode("utf-8", "surrogateescape") for f in record]
 
     def _typed(self, table: pa.Table) -> pa.Table:

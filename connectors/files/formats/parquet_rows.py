@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from connectors.files.csv_records import unique_names
+from connectors.files.formats.csv_records import unique_names
 from connectors.files.rescued import json_texts, objects
 from waxlake.stream.errors import SchemaError
 from waxlake.stream.schema import cast_exact

@@ -11,7 +11,9 @@ from typing import BinaryIO, Final
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["MAX_LINE_BYTES", "line_blocks", "split_files", "split_lines"]
+from connectors.json_records import JsonDecoder
+
+__all__ = ["MAX_LINE_BYTES", "JsonLines", "line_blocks", "split_files", "split_lines"]
 
 MAX_LINE_BYTES: Final = 1 << 30
 _BLOCK_BYTES: Final = 8 << 20
@@ -19,6 +21,30 @@ _BOM: Final = b"\xef\xbb\xbf"
 _NEWLINE, _RETURN = 10, 13
 _IS_INK = np.ones(256, dtype=np.uint8)
 _IS_INK[[9, 10, 11, 12, 13, 32]] = 0
+
+
+class JsonLines:
+    """The json format: one document per line."""
+
+    def __init__(self, schema: pa.Schema, *, has_rescued: bool) -> None:
+        self._decoder = JsonDecoder(schema, with_rescued=has_rescued)
+
+    def split(self, contents: Sequence[bytes]) -> Sequence[pa.Array]:
+        """Return the lines of each whole file."""
+        lines, counts = split_files(contents)
+        result, start = [], 0
+        for count in counts.tolist():
+            result.append(lines.slice(start, count))
+            start += count
+        return result
+
+    def blocks(self, stream: BinaryIO, skip_rows: int) -> Iterator[pa.Array]:
+        """Yield the lines of one file in blocks."""
+        return line_blocks(stream, skip_rows)
+
+    def decode(self, raws: Sequence[pa.Array]) -> pa.Table:
+        """Return typed rows."""
+        return self._decoder.decode(pa.concat_arrays(raws))
 
 
 def split_lines(data: bytes) -> pa.Array:
