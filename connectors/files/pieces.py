@@ -23,7 +23,7 @@ class Piece:
         count: How many rows.
         size_bytes: About how many bytes they are.
         is_end: Whether the file ends after them.
-        is_skipped: Whether the rest of the file is left out on request.
+        left_out: State and error, if the rest of the file is left out on request.
     """
 
     file: NumberedFile
@@ -32,7 +32,12 @@ class Piece:
     count: int = 0
     size_bytes: int = 0
     is_end: bool = False
-    is_skipped: bool = False
+    left_out: tuple[str, str] | None = None
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the rest of the file is left out on request."""
+        return self.left_out is not None
 
     @property
     def start(self) -> int:

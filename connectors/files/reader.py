@@ -1,7 +1,7 @@
 """Reads the files of a ledger, in the order of their numbers, into micro-batches that no fence cuts.
 
-Small files are read whole, many at a time, and decoded together; big and compressed ones are read in blocks. Either way
-the raw rows queue up as pieces, and a batch is as many of them as its bounds and the next fence allow.
+Raw rows of files queue up as pieces, and a batch is as many of them as its bounds and the next fence allow. A file that
+cannot be read is left out, or stops the source after the rows before it: as its options say.
 """
 
 from __future__ import annotations
@@ -9,40 +9,32 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from datetime import datetime, timezone
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from connectors.files.formats import Format, Raw, decompressed, is_compressed
+from connectors.files.contents import FileContents, is_fresh
+from connectors.files.formats import Format
 from connectors.files.ledger import Ledger, NumberedFile
 from connectors.files.pieces import Bounds, FewerRows, Piece, PieceQueue
+from connectors.files.problems import FileProblem, changed, never_settles
 from connectors.files.provenance import Provenance
 from connectors.files.settings import FilesSettings
-from connectors.files.store import FileChanged, FileGone, FoundFile, OpenFile, Store, store_errors
+from connectors.files.store import FileChanged, FileGone, FoundFile, Store
 from waxlake.stream.batch import Backlog, MicroBatch
-from waxlake.stream.errors import SourceMoved, TerminalError, TransientError, WaxlakeError, shorten
+from waxlake.stream.errors import WaxlakeError
+from waxlake.stream.file_counts import FILES_FACT, FileCounts, LeftOut
 from waxlake.stream.position import RowPosition
 from waxlake.stream.source import PartitionPlan
 
 __all__ = ["PARTITION", "FilesReader"]
 
 PARTITION: Final = "files"
-_SMALL_BYTES: Final = 1 << 20
-_GROUP_BYTES: Final = 8 << 20
-_GROUP_FILES: Final = 4096
-_REMOTE_GROUP_FILES: Final = 64
-_REMOTE_THREADS: Final = 16
 _LOAD_FILES: Final = 50_000
 _GIVE_UP_SETTLING_S: Final = 60.0
-_UNREADABLE = (pa.ArrowException, ValueError, OSError, EOFError)
-
-_Problem: TypeAlias = "FileGone | FileChanged | WaxlakeError | None"
-_Ahead: TypeAlias = "tuple[list[NumberedFile], Future[tuple[list[bytes], _Problem]]]"
 
 
 class FilesReader:
@@ -58,6 +50,7 @@ class FilesReader:
         empty: A table of no rows with the columns of every batch.
         provenance: Adds what only files tell.
         discover: Lists and records what is new; called on another thread in a continuous run.
+        on_failure: Told of a file that stops the source, and why.
     """
 
     def __init__(
@@ -72,31 +65,29 @@ class FilesReader:
         empty: pa.Table,
         provenance: Provenance,
         discover: Callable[[], int],
+        on_failure: Callable[[NumberedFile, WaxlakeError], None] = lambda file, error: None,
     ) -> None:
         self._settings, self._store, self._ledger, self._plan = settings, store, ledger, plan
         self._identity, self._format, self._empty = identity, format, empty
-        self._provenance, self._discover = provenance, discover
+        self._provenance, self._discover, self._on_failure = provenance, discover, on_failure
         self._position = plan.read_from
         self._stored_max = max(plan.start, *plan.fences) if plan.fences else plan.start
         self._load_number = RowPosition.unpack(self._position).major
         self._limit = self._load_number
         self._files: deque[NumberedFile] = deque()
-        self._row = 0
         self._is_resuming = True
-        self._open: tuple[OpenFile, Iterator[Raw]] | None = None
         bounds = Bounds(
             rows=settings.max_rows_per_batch,
             size_bytes=settings.max_bytes_per_batch,
             files=settings.max_files_per_trigger or 1 << 62,
         )
         self._pieces = PieceQueue(bounds, plan.fences)
+        self._contents = FileContents(settings, store, format, files=self._files, pieces=self._pieces)
         self._failure: WaxlakeError | None = None
         self._left_files = self._left_bytes = 0
         self._unsettled_since_s: float | None = None
         self._is_waiting = False
-        self._pool: ThreadPoolExecutor | None = None
         self._listing: Future[int] | None = None
-        self._ahead: _Ahead | None = None
         self._list_at_s = 0.0
         self._extend(RowPosition.unpack(plan.mark).major if plan.mark is not None else ledger.next_number)
 
@@ -111,9 +102,7 @@ class FilesReader:
 
     def close(self) -> None:
         """Close what is open."""
-        self._close_file()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._contents.close()
 
     def read(self) -> Sequence[MicroBatch]:
         """Return the next batch, or nothing.
@@ -157,7 +146,7 @@ class FilesReader:
         self._load_number = max(self._load_number, last)
         if self._files and self._is_resuming:
             self._is_resuming = False
-            self._row = self._row_at(self._files[0], self._position)
+            self._contents.row = self._row_at(self._files[0], self._position)
         return bool(self._files)
 
     def _poll(self) -> None:
@@ -172,14 +161,9 @@ class FilesReader:
                 self._ledger.refresh()
                 self._extend(self._ledger.next_number)
         elif time.monotonic() >= self._list_at_s:
-            self._listing = self._threads().submit(self._discover)
+            self._listing = self._contents.threads.submit(self._discover)
 
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="files")
-        return self._pool
-
-    # -- bytes to pieces -----------------------------------------------------------------------------------------
+    # -- files to pieces -----------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
         """Read until a whole batch of pieces is there, or nothing more is to be had now."""
@@ -187,187 +171,51 @@ class FilesReader:
         while not self._pieces.is_full and not self._is_waiting:
             if not self._files and not self._load():
                 return
-            if self._open is not None:
-                self._read_block()
-            elif not self._is_settled(self._files[0].found):
+            if not self._contents.is_open and not self._is_settled(self._files[0].found):
                 return
-            elif self._row == 0 and self._is_small(self._files[0]):
-                self._read_group()
-            else:
-                self._open_file()
-
-    def _is_small(self, file: NumberedFile) -> bool:
-        path = file.found.path
-        return file.found.size_bytes <= _SMALL_BYTES and not is_compressed(path, self._settings.format)
-
-    def _is_fresh(self, found: FoundFile) -> bool:
-        age_s = time.time() - found.modified_us / 1e6
-        return self._store.is_local and abs(age_s) < self._settings.settle_s
+            try:
+                self._contents.read_next()
+            except FileProblem as problem:
+                self._take_problem(problem)
 
     def _is_settled(self, found: FoundFile) -> bool:
         """Return whether a local file has been left alone long enough to be whole; one read before counts as such."""
-        if self._row or not self._is_fresh(found):
+        is_new = self._store.is_local and not self._contents.row
+        if not is_new or not is_fresh(found, self._settings.settle_s, time.time()):
             self._unsettled_since_s = None
             return True
         now_s = time.monotonic()
         self._unsettled_since_s = self._unsettled_since_s or now_s
         if now_s - self._unsettled_since_s > _GIVE_UP_SETTLING_S:
-            raise TransientError(
-                f"cannot read file '{found.path}' yet",
-                code="FILE_CHANGING",
-                found=f"{found.size_bytes} bytes, written to all the time",
-                expected=f"a file left alone for {self._settings.settle_s:g} s",
-                remedy="Write it under a name that begins with '.' or ends with .tmp, and rename it when it is whole",
-            )
+            raise never_settles(found, self._settings.settle_s)
         return False
 
-    def _read_group(self) -> None:
-        """Read the next small files whole, and split them together; the group after them is read meanwhile."""
-        if self._ahead is not None and self._ahead[0][0] is self._files[0]:
-            group, contents, problem = *self._ahead[:1], *self._ahead[1].result()
-        else:
-            group = self._small_group(0)
-            contents, problem = self._contents(group)
-        self._ahead = None
-        after = self._small_group(len(group)) if problem is None else []
-        if after:
-            self._ahead = after, self._threads().submit(self._contents, after)
-        if contents:
-            self._take_group(group[: len(contents)], contents)
-        elif isinstance(problem, WaxlakeError):
-            raise problem
-        elif problem is not None:
-            self._take_problem(group[0], problem)
-
-    def _small_group(self, first: int) -> list[NumberedFile]:
-        """Return the small files that follow, from the one at index ``first``, as many as are read at once."""
-        group: list[NumberedFile] = []
-        most = min(self._settings.max_files_per_trigger or _GROUP_FILES, _GROUP_FILES)
-        most = most if self._store.is_local else min(most, _REMOTE_GROUP_FILES)
-        size_bytes, newest_us = 0, int((time.time() - self._settings.settle_s) * 1e6)
-        for file in itertools.islice(self._files, first, first + most):
-            found = file.found
-            size_bytes += found.size_bytes
-            is_fresh = found.modified_us > newest_us and self._is_fresh(found)
-            if is_fresh or not self._is_small(file) or (group and size_bytes > _GROUP_BYTES):
-                break
-            group.append(file)
-        return group
-
-    def _contents(self, group: Sequence[NumberedFile]) -> tuple[list[bytes], _Problem]:
-        """Return the bytes of the files, up to the first that cannot be read or is not what it was."""
-        contents: list[bytes] = []
-        read = self._store.read
-        try:
-            if self._store.is_local:
-                for file in group:
-                    contents.append(read(file.found))
-            else:
-                contents.extend(self._threads().map(lambda file: read(file.found), group))
-        except (FileGone, FileChanged, WaxlakeError) as problem:
-            return contents, problem
-        return contents, None
-
-    def _take_group(self, group: Sequence[NumberedFile], contents: Sequence[bytes]) -> None:
-        try:
-            raws = self._format.split(contents)
-        except _UNREADABLE as exc:
-            if len(group) == 1:
-                raise _unreadable(group[0], exc) from exc
-            for file, content in zip(group, contents, strict=True):
-                self._take_group([file], [content])
-            return
-        for file, raw in zip(group, raws, strict=True):
-            self._pieces.append(Piece(file, 0, raw, len(raw), file.found.size_bytes, is_end=True))
-            self._files.popleft()
-
-    def _open_file(self) -> None:
-        """Open the next file, to be read in blocks."""
-        file = self._files[0]
-        try:
-            opened = self._store.open(file.found)
-        except (FileGone, FileChanged) as problem:
-            self._take_problem(file, problem)
-            return
-        stream = decompressed(opened.stream, file.found.path, self._settings.format)
-        self._open = (opened, self._blocks(stream, self._row))
-
-    def _blocks(self, stream: Any, row: int) -> Iterator[Raw]:
-        yield from self._format.blocks(stream, row)
-
-    def _read_block(self) -> None:
-        """Read one more block of the open file."""
-        file, (opened, blocks) = self._files[0], self._open or (None, None)
-        if opened is None or blocks is None:
-            return
-        try:
-            raw = self._next_block(file, opened, blocks)
-            with store_errors(f"look at file '{file.found.path}'"):
-                opened.verify()
-        except (FileGone, FileChanged) as problem:
-            self._close_file()
-            self._take_problem(file, problem)
-            return
-        except WaxlakeError:
-            self._close_file()
-            raise
-        count = 0 if raw is None else len(raw)
-        size_bytes = 0 if raw is None else raw.nbytes
-        self._pieces.append(Piece(file, self._row, raw, count, size_bytes, is_end=raw is None))
-        self._row += count
-        if raw is None:
-            self._close_file()
-            self._files.popleft()
-            self._row = 0
-
-    def _next_block(self, file: NumberedFile, opened: OpenFile, blocks: Iterator[Raw]) -> Raw | None:
-        try:
-            with nullcontext() if self._store.is_local else store_errors(f"read file '{file.found.path}'"):
-                return next(blocks, None)
-        except EOFError as exc:
-            if exc.args and isinstance(exc.args[0], int):
-                raise FileChanged(file.found) from exc
-            raise _unreadable(file, exc) from exc
-        except TerminalError as exc:
-            opened.verify()
-            raise _unreadable(file, exc.__cause__ or exc) from exc
-        except _UNREADABLE as exc:
-            opened.verify()
-            raise _unreadable(file, exc) from exc
-
-    def _close_file(self) -> None:
-        if self._open is not None:
-            opened, self._open = self._open[0], None
-            opened.stream.close()
-
-    # -- files that are not what they were -----------------------------------------------------------------------
-
-    def _take_problem(self, file: NumberedFile, problem: FileGone | FileChanged) -> None:
-        """Go on from a file that is gone or has changed: read its new edition if nobody read the old one, skip it, or stop."""
-        if isinstance(problem, FileChanged) and not self._row and self._stored_max <= file.begin:
-            self._is_waiting = not self._is_settled(problem.now)
+    def _take_problem(self, problem: FileProblem) -> None:
+        """Go on from a file that cannot be read: read its new edition if nobody read the old one, leave it out, or stop."""
+        file, cause = problem.file, problem.cause
+        if isinstance(cause, FileChanged) and not self._contents.row and self._stored_max <= file.begin:
+            self._is_waiting = not self._is_settled(cause.now)
             if not self._is_waiting:
-                self._files[0] = self._ledger.replace_edition(file, problem.now)
+                self._files[0] = self._ledger.replace_edition(file, cause.now)
             return
-        if self._settings.on_data_loss == "skip":
-            self._pieces.append(Piece(file, self._row, None, 0, 0, is_end=True, is_skipped=True))
-            self._files.popleft()
-            self._row = 0
+        error, settings = problem.error(), self._settings
+        if isinstance(cause, FileGone):
+            is_ignored = settings.ignore_missing_files or settings.on_data_loss == "skip"
+        elif isinstance(cause, FileChanged):
+            is_ignored = settings.on_data_loss == "skip"
+        else:
+            is_ignored = settings.ignore_corrupt_files
+        if is_ignored:
+            state = "missing" if isinstance(cause, FileGone) else "skipped"
+            self._contents.leave_out(file, state, f"{error.what}: {error.found} [{error.code}]")
             return
-        if isinstance(problem, FileGone):
-            raise SourceMoved(
-                f"cannot read file '{file.found.path}'",
-                code="FILE_GONE",
-                found="no such file",
-                expected=f"the {file.found.size_bytes} bytes that were found there (file {file.number} of the ledger)",
-                remedy="Put it back, or set on_data_loss='skip' to go on without it (recorded in the event log)",
-            )
-        raise _changed(file, f"row {self._row}", problem.now)
+        self._on_failure(file, error)
+        raise error from problem
 
     def _row_at(self, file: NumberedFile, position: int) -> int:
         row = file.row(position)
         if row < 0:
-            raise _changed(file, "a row of an earlier edition of the file", file.found)
+            raise changed(file, "a row of an earlier edition of the file", file.found)
         return row
 
     # -- pieces to batches ---------------------------------------------------------------------------------------
@@ -378,7 +226,7 @@ class FilesReader:
             taken = self._pieces.cut(self._position)
         except FewerRows as problem:
             piece = problem.piece
-            raise _changed(
+            raise changed(
                 piece.file, "the rows that another flow of this run has stored", piece.file.found
             ) from problem
         start, self._position = self._position, taken[-1].end
@@ -387,10 +235,27 @@ class FilesReader:
                 self._left_files -= 1
                 self._left_bytes -= piece.file.found.size_bytes
         if taken[0].is_skipped:
-            edges = self._pieces.edges(start, self._position)
-            return [self._batch(self._empty, a, b, skipped=(a, b)) for a, b in itertools.pairwise(edges)]
+            return self._left_out(taken[0], start)
         rows = [piece for piece in taken if piece.count]
-        return [self._batch(self._table(rows), start, self._position, read=sum(piece.count for piece in rows))]
+        table, rescued = self._table(rows)
+        counts = _counts(taken, rows, rescued)
+        return [
+            self._batch(
+                table, start, self._position, read=sum(piece.count for piece in rows), facts={FILES_FACT: counts}
+            )
+        ]
+
+    def _left_out(self, piece: Piece, start: int) -> list[MicroBatch]:
+        """Return the sign that the rest of a file is left out, cut at fences; the last of them says why."""
+        state, error = piece.left_out or ("", "")
+        lost = LeftOut(piece.file.number, piece.file.found.path, state, error)
+        nothing = np.zeros(1, np.int64)
+        edges = list(itertools.pairwise(self._pieces.edges(start, self._position)))
+        batches = []
+        for a, b in edges:
+            counts = FileCounts(piece.file.number, nothing, nothing, (lost,) if b == self._position else ())
+            batches.append(self._batch(self._empty, a, b, skipped=(a, b), facts={FILES_FACT: counts}))
+        return batches
 
     def _batch(self, table: pa.Table, start: int, end: int, **rest: Any) -> MicroBatch:
         return MicroBatch(
@@ -403,36 +268,34 @@ class FilesReader:
             **rest,
         )
 
-    def _table(self, pieces: Sequence[Piece]) -> pa.Table:
-        """Decode the rows of all pieces at once, and say where they come from."""
+    def _table(self, pieces: Sequence[Piece]) -> tuple[pa.Table, np.ndarray | None]:
+        """Decode the rows of all pieces at once, say where they come from, and count the rescued ones of each piece."""
         if not pieces:
-            return self._empty
+            return self._empty, np.zeros(0, np.int64) if "_rescued_data" in self._empty.column_names else None
         table = self._format.decode([piece.raw for piece in pieces if piece.raw is not None])
         files = [piece.file.found for piece in pieces]
         owners = np.repeat(np.arange(len(pieces)), [piece.count for piece in pieces])
-        return self._provenance.add(table, files, pa.array(owners))
+        rescued = _rescued(table, owners, len(pieces))
+        return self._provenance.add(table, files, pa.array(owners)), rescued
 
 
-def _changed(file: NumberedFile, expected: str, now: FoundFile) -> SourceMoved:
-    return SourceMoved(
-        f"cannot read on in file '{file.found.path}'",
-        code="FILE_CHANGED",
-        found=f"another content: {now.size_bytes} bytes, modified at {_iso(now)}",
-        expected=f"{expected} of the file of {file.found.size_bytes} bytes, modified at {_iso(file.found)}",
-        remedy="Put the earlier content back, or set on_data_loss='skip' to leave out the rest of it (recorded in the event "
-        "log); give changed content a new file name",
-    )
+def _rescued(table: pa.Table, owners: np.ndarray, count: int) -> np.ndarray | None:
+    """Return the number of rows with rescued data of each piece; None if that column is not made."""
+    index = table.schema.get_field_index("_rescued_data")
+    if index < 0:
+        return None
+    column = table.column(index)
+    if column.null_count == len(column):
+        return np.zeros(count, np.int64)
+    return np.bincount(owners[column.is_valid().to_numpy()], minlength=count)
 
 
-def _iso(found: FoundFile) -> str:
-    return datetime.fromtimestamp(found.modified_us / 1e6, timezone.utc).isoformat()
-
-
-def _unreadable(file: NumberedFile, exc: BaseException) -> TerminalError:
-    return TerminalError(
-        f"cannot read file '{file.found.path}'",
-        code="FILE_UNREADABLE",
-        found=shorten(exc, 300),
-        expected=f"a whole file (number {file.number} of the ledger)",
-        remedy="Put a whole file in its place and run again, or remove it and set on_data_loss='skip'. Rows before it are safe",
-    )
+def _counts(taken: Sequence[Piece], rows: Sequence[Piece], rescued: np.ndarray | None) -> FileCounts:
+    """Return the rows of each file of a batch, from those of its pieces."""
+    first, last = taken[0].file.number, taken[-1].file.number
+    index = np.fromiter((piece.file.number - first for piece in rows), np.int64, len(rows))
+    size = last - first + 1
+    read = np.bincount(index, [piece.count for piece in rows], size).astype(np.int64)
+    if rescued is None:
+        return FileCounts(first, read)
+    return FileCounts(first, read, np.bincount(index, rescued, size).astype(np.int64))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from waxlake.stream.batch import MicroBatch
+from waxlake.stream.file_counts import FILES_FACT, FileTally
 
 __all__ = ["CommitTally"]
 
@@ -15,6 +16,12 @@ class CommitTally:
     """Adds batches up between two commits."""
 
     _flows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _files: dict[tuple[str, str, str], FileTally] = field(default_factory=dict)
+
+    @property
+    def files(self) -> int:
+        """How many files it says something about."""
+        return sum(tally.files for tally in self._files.values())
 
     def add(self, batch: MicroBatch, flow: str) -> None:
         """Count one admitted batch of a flow."""
@@ -31,6 +38,9 @@ class CommitTally:
             rule[1] += count.failed
         source = facts["sources"].setdefault((batch.source, batch.partition), {"start": batch.start})
         source["end"] = batch.end
+        if FILES_FACT in batch.facts:
+            key = (flow, batch.source, batch.partition)
+            self._files.setdefault(key, FileTally()).add(batch.facts[FILES_FACT])
         if batch.backlog is not None:
             source["backlog"] = {
                 "records": batch.backlog.records,
@@ -39,7 +49,7 @@ class CommitTally:
             }
         if batch.skipped is not None:
             facts["skipped"].append(
-                {"source": batch.source, "partition": batch.partition, "positions": list(batch.skipped)}
+                {"source": batch.source, "partition": batch.partition, "positions": list(batch.skipped), **_lost(batch)}
             )
 
     def facts(self) -> dict[str, Any]:
@@ -53,10 +63,23 @@ class CommitTally:
                         for (dataset, rule, action), (passed, failed) in facts["rules"].items()
                     ],
                     "sources": [
-                        {"source": source, "partition": partition, **moved}
+                        {"source": source, "partition": partition, **moved, **self._files_of(flow, source, partition)}
                         for (source, partition), moved in facts["sources"].items()
                     ],
                 }
                 for flow, facts in self._flows.items()
             }
         }
+
+    def _files_of(self, flow: str, source: str, partition: str) -> dict[str, Any]:
+        tally = self._files.get((flow, source, partition))
+        return {} if tally is None else {FILES_FACT: tally.facts()}
+
+
+def _lost(batch: MicroBatch) -> dict[str, Any]:
+    """Return which file was left out, and why, if it was one."""
+    counts = batch.facts.get(FILES_FACT)
+    if counts is None or not counts.left_out:
+        return {}
+    lost = counts.left_out[0]
+    return {"file": lost.path, "state": lost.state, "error": lost.error}

@@ -471,7 +471,7 @@ def test_a_file_that_cannot_be_read_stops_after_the_rows_before_it(
     lab: FilesLab, format: str, is_big: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_big:
-        monkeypatch.setattr("connectors.files.reader._SMALL_BYTES", 1)
+        monkeypatch.setattr("connectors.files.contents._SMALL_BYTES", 1)
     lab.format = format
     text = {
         "json": gzip.compress(json.dumps({"id": 1}).encode() * 500),

@@ -77,7 +77,7 @@ def test_objects_are_read_once(s3: _Bucket) -> None:
 @pytest.mark.services
 @pytest.mark.parametrize("format", ["json", "csv", "parquet"])
 def test_big_and_compressed_objects(s3: _Bucket, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("connectors.files.reader._SMALL_BYTES", 1)
+    monkeypatch.setattr("connectors.files.contents._SMALL_BYTES", 1)
     s3.lab.format = format
     content = {
         "json": _lines(0, 50),
@@ -95,7 +95,7 @@ def test_big_and_compressed_objects(s3: _Bucket, format: str, monkeypatch: pytes
 @pytest.mark.parametrize("is_big", [False, True], ids=["small", "big"])
 def test_objects_that_change_or_go(s3: _Bucket, is_big: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if is_big:
-        monkeypatch.setattr("connectors.files.reader._SMALL_BYTES", 1)
+        monkeypatch.setattr("connectors.files.contents._SMALL_BYTES", 1)
     s3.put("a.json", _lines(0, 10))
     s3.put("b.json", _lines(10, 2))
     s3.lab.connector().inspect()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.files import reader
+from connectors.files import contents
 from connectors.files.formats import json_lines
 from tests.integration.files_lab import FilesLab, Flow, run
 
@@ -57,8 +57,8 @@ _step = st.fixed_dictionaries(
 def test_any_cut_gives_the_same_rows(
     format: str, sizes: list[tuple[int, int]], runs: list[Any], small_bytes: int, block_bytes: int
 ) -> None:
-    before = reader._SMALL_BYTES, json_lines._BLOCK_BYTES
-    reader._SMALL_BYTES, json_lines._BLOCK_BYTES = small_bytes, block_bytes  # type: ignore[misc]
+    before = contents._SMALL_BYTES, json_lines._BLOCK_BYTES
+    contents._SMALL_BYTES, json_lines._BLOCK_BYTES = small_bytes, block_bytes  # type: ignore[misc]
     try:
         with tempfile.TemporaryDirectory() as folder:
             lab = FilesLab(Path(folder), format=format, schema="id BIGINT")
@@ -76,4 +76,4 @@ def test_any_cut_gives_the_same_rows(
                 assert flow.rows == whole.rows
                 assert flow.position == whole.position
     finally:
-        reader._SMALL_BYTES, json_lines._BLOCK_BYTES = before  # type: ignore[misc]
+        contents._SMALL_BYTES, json_lines._BLOCK_BYTES = before  # type: ignore[misc]

@@ -103,12 +103,16 @@ def partition(source: ListReader | ListConnector, control: ReadControl, **plan: 
 
 
 def drain(reading) -> list[MicroBatch]:
+    """Read to the end; an epoch ends when there is nothing more to give in it."""
     batches: list[MicroBatch] = []
     while True:
         try:
-            batches += reading.next_batch()
+            emitted = reading.next_batch()
         except StopIteration:
             return batches
+        batches += emitted
+        if not emitted:
+            reading.snapshot()
 
 
 def test_a_bounded_read_emits_every_row_once_and_ends_with_a_last_batch() -> None:
@@ -196,6 +200,22 @@ def test_an_error_that_was_taken_care_of_ends_the_source_quietly() -> None:
     reader = ListReader(errors=[SourceMoved("gone", code="GONE")])
     drain(partition(reader, ReadControl(on_error=take)))
     assert [error.code for error in seen] == ["GONE"]
+
+
+def test_what_was_read_before_an_error_is_committed_before_the_error_is_told() -> None:
+    seen: list[WaxlakeError] = []
+    reader = ListReader()
+    reading = partition(reader, ReadControl(on_error=lambda error: seen.append(error) is None))
+    batches = [*reading.next_batch(), *reading.next_batch()]
+    reader.errors = [SourceMoved("gone", code="GONE")]
+    batches += reading.next_batch()
+    assert [(b.start, b.end, b.is_last) for b in batches] == [(0, 0, False), (0, 3, False), (3, 3, True)]
+    assert reading.next_batch() == []
+    assert seen == []
+    reading.snapshot()  # every sink has committed the last batch
+    with pytest.raises(StopIteration):
+        reading.next_batch()
+    assert ([error.code for error in seen], reader.is_closed) == (["GONE"], True)
 
 
 def test_skipped_positions_are_told_before_any_row_and_cut_at_fences() -> None:

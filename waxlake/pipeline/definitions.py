@@ -7,19 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
 
-from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import DefinitionError, UserError
-from waxlake.stream.source import Connector
 
 __all__ = [
     "Action",
     "DatasetDefinition",
-    "DatabaseRead",
-    "DatabaseSettings",
     "DatasetKind",
     "Drop",
     "Expectation",
@@ -95,31 +91,6 @@ class FilesRead:
     where: str = field(compare=False, default="")
 
 
-class DatabaseSettings(Protocol):
-    """What a read of a database needs to say of itself; the settings of each kind of database do."""
-
-    @property
-    def label(self) -> str:
-        """What users call it, without secrets, as ``postgres:public.orders``."""
-        ...
-
-    def connector(self, ledger: Callable[[str], TableLocation]) -> Connector:
-        """Return the connector, a ``Sharing`` one.
-
-        Args:
-            ledger: From a plain name to a place for a small table of the connector's own, such as chunks of a first load.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseRead:
-    """Read tables of a database; reads of one log share one reader though they name different tables."""
-
-    settings: DatabaseSettings
-    where: str = field(compare=False, default="")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRead:
     """Read a dataset of this pipeline by name, or a Delta table by URI."""
@@ -136,7 +107,7 @@ class SqlQuery:
     where: str = field(compare=False, default="")
 
 
-Read = KafkaRead | FilesRead | DatabaseRead | TableRead | SqlQuery
+Read = KafkaRead | FilesRead | TableRead | SqlQuery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,8 +173,7 @@ def progress_events(
             events.append(
                 _commit_event(
                     "data_loss",
-                    f"table {receipt.table}: positions {start} to {end} of {lost['source']} partition {lost['partition']} "
-                    "were gone at the source and were skipped, as on_data_loss='skip' asks",
+                    f"table {receipt.table}: {_loss(lost)}",
                     "WARN",
                     {**lost, "lost_positions": end - start, "table_version": receipt.version},
                     f"{commit}/lost/{number}",
@@ -183,6 +182,16 @@ def progress_events(
                 )
             )
     return events
+
+
+def _loss(lost: Mapping[str, Any]) -> str:
+    if "file" in lost:
+        return f"file '{lost['file']}' is left out, as its source's options ask: {lost['error']}"
+    start, end = lost["positions"]
+    return (
+        f"positions {start} to {end} of {lost['source']} partition {lost['partition']} were gone at the source and were "
+        "skipped, as on_data_loss='skip' asks"
+    )
 
 
 def _commit_event(

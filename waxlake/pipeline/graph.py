@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from waxlake.pipeline.definitions import (
-    DatabaseRead,
     DatasetDefinition,
     Expectation,
     FilesRead,
@@ -131,6 +130,4 @@ def read_name(read: Read) -> str:
         return f"kafka:{read.settings.topic}"
     if isinstance(read, FilesRead):
         return f"files:{read.settings.path}"
-    if isinstance(read, DatabaseRead):
-        return read.settings.label
     return "query"

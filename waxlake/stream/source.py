@@ -32,8 +32,6 @@ __all__ = [
     "SourcePlan",
     "SourceRange",
     "SourceState",
-    "StartingOver",
-    "Sharing",
     "plan_partitions",
     "spread",
 ]
@@ -61,14 +59,12 @@ class SourceState:
         name: What the user calls it; stays when the source is recreated.
         partitions: Partition key to what it holds.
         begin: Partition key to where a flow without a position starts (``starting_offsets``).
-        former: Identities that this one replaces on purpose: a table filled from one of them is filled anew.
     """
 
     identity: str
     name: str
     partitions: Mapping[str, SourceRange]
     begin: Mapping[str, int]
-    former: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,50 +143,6 @@ class Confirming(Protocol):
 
         Raises:
             TransientError: Told again later, by the next call.
-        """
-        ...
-
-
-@runtime_checkable
-class Sharing(Protocol):
-    """A connector of some parts of a source that is read once for all of them, as tables of a database over one log.
-
-    Each flow has its own, for the parts that it names; those of one source are read by one reader. Batches of a part have
-    that part's columns.
-    """
-
-    def source_key(self) -> object:
-        """Return what is equal for connectors that are read together."""
-        ...
-
-    def takes(self) -> frozenset[str]:
-        """Return the partition keys of its parts; asks the source if need be."""
-        ...
-
-    def together(self, others: Sequence[Connector]) -> Connector:
-        """Return a connector of these parts and those of others with an equal key.
-
-        Raises:
-            UserError: Their settings contradict each other. Not retryable.
-        """
-        ...
-
-    def empty_of(self, partition: str) -> pa.Table:
-        """Return a table of no rows with every column that a batch of one partition may have, metadata columns last."""
-        ...
-
-
-@runtime_checkable
-class StartingOver(Protocol):
-    """A connector that may begin anew when the source lost what its tables need next, as a slot that was dropped."""
-
-    def start_over(self, error: SourceMoved) -> bool:
-        """Make ready to read everything again, under a new identity whose ``former`` names the old one.
-
-        Called by the planner when a position cannot be read; it inspects again afterwards.
-
-        Returns:
-            Whether it did; False where the user did not allow it, and the error stands.
         """
         ...
 
@@ -375,12 +327,8 @@ class PartitionedSource(FixedPartitionedSource[MicroBatch, None]):
             budget=ByteBudget(f"{step_id}/{for_part}", self.control.budget_bytes),
             open_reader=lambda: self.connector.reader(plan, partitions, self.columns),
             confirm=self._confirm if isinstance(self.connector, Confirming) else None,
-            empties={partition: self._empty(partition) for partition in partitions},
+            empty=self.connector.empty(),
         )
-
-    def _empty(self, partition: str) -> pa.Table:
-        connector = self.connector
-        return connector.empty_of(partition) if isinstance(connector, Sharing) else connector.empty()
 
     def _confirm(self) -> None:
         assert isinstance(self.connector, Confirming)
@@ -399,10 +347,10 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         budget: ByteBudget,
         open_reader: Callable[[], Reader],
         confirm: Callable[[], None] | None,
-        empties: Mapping[str, pa.Table],
+        empty: pa.Table,
     ) -> None:
         self._plan, self._partitions, self._control, self._budget = plan, partitions, control, budget
-        self._open_reader, self._confirm, self._empties = open_reader, confirm, empties
+        self._open_reader, self._confirm, self._empty = open_reader, confirm, empty
         self._reader: Reader | None = None
         self._clock = Clock()
         self._emitted_at_s = self._confirmed_at_s = self._clock.now_s()
@@ -412,6 +360,8 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         self._failing_since_s: float | None = None
         self._wait_s = 0.0
         self._awake_at: datetime | None = None
+        self._stopping: WaxlakeError | None = None
+        self._has_flushed = False
 
     def next_batch(self) -> list[MicroBatch]:
         """Return what is ready; called by Bytewax whenever ``next_awake`` has passed."""
@@ -419,6 +369,8 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         if self._has_ended:
             self.close()  # now, and not when the process ends: a reader's thread must not outlive the interpreter
             raise StopIteration
+        if self._stopping is not None:
+            return self._stop_when_flushed(self._stopping)
         try:
             with delta_errors(f"read {self._plan.name}"):  # what a store's client lets through
                 return self._next()
@@ -434,6 +386,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
     def snapshot(self) -> None:
         """An epoch ended: every sink has received what was emitted in it."""
         self._budget.epoch_ended()
+        self._has_flushed = True
 
     def close(self) -> None:
         """Free the reader; nothing is committed here."""
@@ -518,7 +471,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
 
     def _empty_batch(self, partition: str, start: int, end: int, **rest: Any) -> MicroBatch:
         return MicroBatch(
-            table=self._empties[partition],
+            table=self._empty,
             source=self._plan.identity,
             partition=partition,
             start=start,
@@ -544,6 +497,19 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         return []
 
     def _stop(self, error: WaxlakeError) -> list[MicroBatch]:
+        """End because of an error, after the sinks have committed what was read before it."""
+        if self._reader is None:
+            return self._give_up(error)
+        self._stopping, self._has_flushed = error, False
+        return self._empty_batches(self._reader, is_last=True)
+
+    def _stop_when_flushed(self, error: WaxlakeError) -> list[MicroBatch]:
+        if not self._has_flushed:
+            return self._idle()
+        self.close()
+        return self._give_up(error)
+
+    def _give_up(self, error: WaxlakeError) -> list[MicroBatch]:
         if not self._control.on_error(error):
             raise error
         raise StopIteration
