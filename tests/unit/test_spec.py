@@ -202,11 +202,10 @@ def test_a_pattern_that_matches_nothing(project: Path) -> None:
             load(project, f"{MINIMAL}libraries: {libraries}\n").definition_files()
 
 
-def test_sql_files_are_named_as_not_available(project: Path) -> None:
+def test_sql_files_hold_definitions_too(project: Path) -> None:
     (project / "flows" / "gold.sql").write_text("SELECT 1")
 
-    with pytest.raises(UsageError, match=r"SQL definition files are not available yet: .*gold\.sql"):
-        load(project, MINIMAL).definition_files()
+    assert [file.name for file in load(project, MINIMAL).definition_files()] == ["gold.sql", "orders.py"]
 
 
 # -- mistakes
@@ -244,7 +243,6 @@ def test_sql_files_are_named_as_not_available(project: Path) -> None:
         (MINIMAL + "configuration: {k: '${env:NO_SUCH}'}\n", "SPEC_ENV_MISSING", "'configuration.k': environment"),
         (MINIMAL + "configuration: {k: '${file:nope}'}\n", "SPEC_FILE_MISSING", "cannot read"),
         (MINIMAL + "configuration: {k: '${evn:X}'}\n", "SPEC_VARIABLE", "expected ${env:NAME} or ${file:path}"),
-        (MINIMAL + "dialect: databricks\n", "NOT_AVAILABLE", "'databricks' is not available yet"),
     ],
 )
 def test_mistakes(project: Path, text: str, code: str, said: str) -> None:

@@ -27,8 +27,10 @@ from waxlake.stream.errors import DefinitionError, UsageError
 __all__ = [
     "Registry",
     "append_flow",
+    "check_options",
     "conf",
     "create_streaming_table",
+    "definition_from",
     "definition_of",
     "expect",
     "expect_all",
@@ -63,9 +65,11 @@ class Registry:
 
     Attributes:
         configuration: Values that ``conf`` returns.
+        dialect: Dialect of the SQL text in the definitions.
     """
 
     configuration: Mapping[str, str] = field(default_factory=dict)
+    dialect: str = "duckdb"
     _drafts: list[_Draft] = field(default_factory=list)
     _datasets: list[DatasetDefinition] = field(default_factory=list)
     _flows: list[FlowDefinition] = field(default_factory=list)
@@ -73,6 +77,14 @@ class Registry:
     def datasets(self) -> list[DatasetDefinition]:
         """Return every dataset defined so far, with its expectations."""
         return [*(_finished(d) for d in self._drafts if d.dataset is not None), *self._datasets]
+
+    def add_dataset(self, definition: DatasetDefinition) -> None:
+        """Take a dataset that no decorated function stands for."""
+        self._datasets.append(definition)
+
+    def add_flow(self, definition: FlowDefinition) -> None:
+        """Take an extra flow."""
+        self._flows.append(definition)
 
     def flows(self) -> list[FlowDefinition]:
         """Return every extra flow defined so far."""
@@ -219,7 +231,7 @@ def _dataset(kind: DatasetKind, name: Any, options: dict[str, Any]) -> Any:
     if callable(name):
         return _dataset(kind, None, options)(name)
     line = calling_line()
-    _check_options(kind, options, line)
+    check_options(kind, options, line)
 
     def decorate(function: F) -> F:
         draft = _draft_of(function)
@@ -229,7 +241,7 @@ def _dataset(kind: DatasetKind, name: Any, options: dict[str, Any]) -> Any:
                 where=line,
                 code="DUPLICATE_DECORATOR",
             )
-        draft.dataset = _definition(
+        draft.dataset = definition_from(
             kind, function.__name__ if name is None else name, function, _function_line(function, line), options
         )
         registry = _registry.get()
@@ -240,7 +252,12 @@ def _dataset(kind: DatasetKind, name: Any, options: dict[str, Any]) -> Any:
     return decorate
 
 
-def _check_options(kind: str, options: Mapping[str, Any], line: str) -> None:
+def check_options(kind: str, options: Mapping[str, Any], line: str) -> None:
+    """Refuse options that a kind of dataset does not have, or not yet.
+
+    Raises:
+        DefinitionError: Names the nearest valid one. Not retryable.
+    """
     from waxlake.stream.settings import nearest
 
     for key in options:
@@ -262,9 +279,10 @@ def _check_options(kind: str, options: Mapping[str, Any], line: str) -> None:
         )
 
 
-def _definition(
+def definition_from(
     kind: DatasetKind, name: str, function: Callable[[], Any] | None, where: str, options: Mapping[str, Any]
 ) -> DatasetDefinition:
+    """Return the definition of a dataset; ``options`` are the arguments of its decorator."""
     columns = options.get("partition_cols") or ()
     return DatasetDefinition(
         name=name,
@@ -319,7 +337,7 @@ def create_streaming_table(
     }
     registry = _registry.get()
     if registry is not None:
-        registry._datasets.append(replace(_definition("table", name, None, line, options), expectations=rules))
+        registry.add_dataset(replace(definition_from("table", name, None, line, options), expectations=rules))
 
 
 def append_flow(*, target: str, name: str | None = None) -> Callable[[F], F]:
@@ -334,7 +352,7 @@ def append_flow(*, target: str, name: str | None = None) -> Callable[[F], F]:
         registry = _registry.get()
         if registry is not None:
             where = _function_line(function, calling_line())
-            registry._flows.append(
+            registry.add_flow(
                 FlowDefinition(name=name or function.__name__, target=target, function=function, where=where)
             )
         return function

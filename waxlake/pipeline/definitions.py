@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ __all__ = [
     "TableRead",
     "Where",
     "WithColumns",
+    "at_line",
     "calling_line",
     "located",
 ]
@@ -41,8 +43,23 @@ DatasetKind = Literal["table", "materialized_view", "temporary_view"]
 _PACKAGE = str(Path(__file__).resolve().parent)
 
 
+_line: ContextVar[str] = ContextVar("waxlake_line", default="")
+
+
+@contextmanager
+def at_line(where: str) -> Iterator[None]:
+    """Let what is declared inside the block belong to a place that no Python frame shows, as one in a SQL file."""
+    token = _line.set(where)
+    try:
+        yield
+    finally:
+        _line.reset(token)
+
+
 def calling_line() -> str:
-    """Return ``file:line`` of the nearest caller outside this package."""
+    """Return ``file:line`` of the nearest caller outside this package, or the place that ``at_line`` names."""
+    if _line.get():
+        return _line.get()
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from waxlake.stream.errors import UsageError
 
-__all__ = ["matching_files"]
+__all__ = ["KINDS", "matching_files"]
+
+KINDS = (".py", ".sql")
 
 
 def matching_files(folder: Path, pattern: str) -> Iterator[Path]:
@@ -22,10 +24,12 @@ def matching_files(folder: Path, pattern: str) -> Iterator[Path]:
     """
     file = folder / pattern
     if file.is_file():
-        if file.suffix != ".py":
-            _refuse_sql(file)
+        if file.suffix not in KINDS:
             raise UsageError(
-                f"cannot read definitions from {file}", code="SPEC_LIBRARY_KIND", found=file.suffix, expected=".py"
+                f"cannot read definitions from {file}",
+                code="SPEC_LIBRARY_KIND",
+                found=file.suffix or "no suffix",
+                expected=" or ".join(KINDS),
             )
         yield Path(os.path.normpath(file))
         return
@@ -39,18 +43,8 @@ def matching_files(folder: Path, pattern: str) -> Iterator[Path]:
             or not path.is_file()
         ):
             continue
-        _refuse_sql(path)
-        if path.suffix == ".py" and path.name != "__init__.py" and not _is_deployment(path):
+        if path.suffix in KINDS and path.name != "__init__.py" and not _is_deployment(path):
             yield Path(os.path.normpath(path))
-
-
-def _refuse_sql(path: Path) -> None:
-    if path.suffix == ".sql":
-        raise UsageError(
-            f"SQL definition files are not available yet: {path}",
-            code="NOT_AVAILABLE",
-            remedy="Write the definition in Python, or leave the file out of `libraries`",
-        )
 
 
 def _is_deployment(path: Path) -> bool:

@@ -25,6 +25,7 @@ from waxlake.pipeline.definitions import (
     TableRead,
     located,
 )
+from waxlake.pipeline.dialect import translated, translated_rules
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.delta_table import unusable_sign
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
@@ -45,10 +46,15 @@ def load_graph(spec: Spec) -> Graph:
         DefinitionError: Unknown names, cycles, duplicates, a stream where a batch is meant or the reverse. Not retryable.
         UsageError: A definition file cannot be imported, or there is nothing to run. Not retryable.
     """
-    registry = Registry(configuration=spec.configuration)
+    registry = Registry(configuration=spec.configuration, dialect=spec.dialect)
     with registering(registry), _import_path(spec.folder):
         for path in spec.definition_files():
-            _import_file(path)
+            if path.suffix == ".sql":
+                from waxlake.pipeline.sqlfile import load_sql_file
+
+                load_sql_file(path, registry)
+            else:
+                _import_file(path)
         return _Resolver(spec, registry).graph()
 
 
@@ -142,7 +148,8 @@ class _Resolver:
                     found=f"another one at {taken.where}",
                     remedy="Rename one, or feed one table with wl.append_flow",
                 )
-            unique[definition.name] = definition
+            rules = translated_rules(definition.expectations, self._spec.dialect)
+            unique[definition.name] = replace(definition, expectations=rules)
         for name, definition in unique.items():
             self._check_rules(name, definition, unique)
         return unique
@@ -237,7 +244,12 @@ class _Resolver:
 
     def _flow(self, definition: DatasetDefinition, flow: FlowDefinition) -> Flow:
         relation = self._relation(flow, definition)
-        branches = tuple(inlined for branch in relation.branches for inlined in self._inlined(branch, flow.where))
+        dialect = self._spec.dialect
+        branches = tuple(
+            translated(inlined, dialect)
+            for branch in relation.branches
+            for inlined in self._inlined(branch, flow.where)
+        )
         self._check_distinct_reads(flow, branches, is_stream=isinstance(relation, Stream))
         inputs: list[str] = []
         statics: list[str] = []

@@ -83,7 +83,9 @@ class Spec(Settings):
     storage_options: Annotated[StorageOptions, BeforeValidator(_storage_options)] = Field(
         default_factory=StorageOptions, description="a map from option (as delta-rs names it) to text"
     )
-    dialect: Literal["duckdb", "databricks"] = Field(default="duckdb", description="duckdb")
+    dialect: Literal["duckdb", "databricks"] = Field(
+        default="duckdb", description="Dialect of SQL text; databricks is translated"
+    )
     path: Path = Field(default=Path("waxlake.yml"), exclude=True, description="the file it was read from")
 
     @field_validator("configuration")
@@ -164,7 +166,7 @@ class Spec(Settings):
                 raise UsageError(
                     f"{self.path}: no definition file matches {pattern!r}",
                     code="SPEC_NO_DEFINITIONS",
-                    expected=f"at least one .py file with definitions, under {self.folder}",
+                    expected=f"at least one .py or .sql file with definitions, under {self.folder}",
                     remedy="Correct `libraries`, or add a file",
                 )
             files.update(matched)
@@ -200,10 +202,6 @@ def load_spec(
     except ValidationError as exc:
         raise _invalid(file, values, exc) from None
     _check_storage(spec)
-    if spec.dialect != "duckdb":
-        raise UsageError(
-            f"{file}: key 'dialect': {spec.dialect!r} is not available yet", code="NOT_AVAILABLE", expected="duckdb"
-        )
     return spec
 
 

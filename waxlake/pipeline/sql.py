@@ -98,7 +98,31 @@ def sql_refused(what: str, where: str, exc: duckdb.Error) -> DefinitionError:
         code = "UNKNOWN_COLUMN"
     elif isinstance(exc, duckdb.ParserException):
         code = "SQL_SYNTAX"
-    return DefinitionError(f"{what}: {text}", where=where, code=code)
+    where, snippet = _named_place(where, text)
+    return DefinitionError(f"{what}: {text}", where=where, code=code, snippet=snippet)
+
+
+_NAMED = re.compile(r'column "([^"]+)"|column named "([^"]+)"|with name "?([\w.]+)"?|near "([^"]+)"')
+
+
+def _named_place(where: str, text: str) -> tuple[str, str]:
+    """Return the place in a SQL file, and its line with a caret, of the name that DuckDB complains about after ``where``."""
+    match = re.fullmatch(r"(.+\.sql):(\d+):(\d+)", where, re.DOTALL)
+    named = _NAMED.search(text)
+    if match is None or named is None:
+        return where, ""
+    file, first, column = match.group(1), int(match.group(2)), int(match.group(3))
+    try:
+        with open(file, encoding="utf-8-sig") as stream:
+            lines = stream.read().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return where, ""
+    wanted = re.compile(rf"(?<!\w){re.escape(next(g for g in named.groups() if g))}(?!\w)", re.IGNORECASE)
+    for number, line in enumerate(lines[first - 1 :], first):
+        found = wanted.search(line, column - 1 if number == first else 0)
+        if found is not None:
+            return f"{file}:{number}:{found.start() + 1}", f"  {line}\n  {' ' * found.start()}^"
+    return where, ""
 
 
 def sql_failed(flow: str, where: str, exc: duckdb.Error) -> UserError:

@@ -1,6 +1,6 @@
 """A materialized view as a source: when an input has a new version, its query is run and the result is one batch.
 
-The position is the sum of the input versions plus one each: it grows with every new version of any input. The identity
+The position is one plus the sum of the input versions plus one each: it grows with every new version of any input. The identity
 holds the inputs' table ids and the query's fingerprint, so a changed query or a recreated input is a new source, which
 recomputes the view.
 """
@@ -71,7 +71,7 @@ class ViewConnector:
         return SourceState(
             identity=f"view:{identity:x}",
             name="",
-            partitions={_PARTITION: SourceRange(low=0, high=sum(versions) + len(versions))},
+            partitions={_PARTITION: SourceRange(low=0, high=_position(versions))},
             begin={_PARTITION: 0},
         )
 
@@ -92,6 +92,11 @@ class ViewConnector:
     def reader(self, plan: SourcePlan, partitions: tuple[str, ...], columns: frozenset[str]) -> Reader:
         """Return what refreshes the view; a bounded one does it at most once, over the versions it is opened at."""
         return _ViewReader(self, plan)
+
+
+def _position(versions: Sequence[int]) -> int:
+    """Return the position that stands for these versions; above 0, so that a view of constants is computed once too."""
+    return 1 + sum(version + 1 for version in versions)
 
 
 class _ViewReader:
@@ -124,7 +129,7 @@ class _ViewReader:
             return []
         self._refreshed_at_s = now_s
         versions, _ = self._connector.versions()
-        end = sum(versions) + len(versions)
+        end = _position(versions)
         self._is_done = self._is_bounded
         if end <= self._position:
             return []

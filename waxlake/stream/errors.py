@@ -109,11 +109,17 @@ class DefinitionError(UserError):
 
     Args:
         where: ``file:line`` of the definition, shown first.
+        snippet: The line itself with a caret under the place, shown last, or nothing.
     """
 
-    def __init__(self, what: str, *, where: str = "", **rest: Any) -> None:
-        self.where = where
+    def __init__(self, what: str, *, where: str = "", snippet: str = "", **rest: Any) -> None:
+        self.where, self.snippet = where, snippet
         super().__init__(f"{where}: {what}" if where else what, **rest)
+        if snippet:
+            self.facts["snippet"] = snippet
+
+    def _text(self) -> str:
+        return f"{super()._text()}\n{self.snippet}" if self.snippet else super()._text()
 
 
 class SchemaError(UserError):

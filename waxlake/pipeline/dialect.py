@@ -1,0 +1,64 @@
+"""SQL of another dialect in DuckDB's: what a pipeline with ``dialect: databricks`` says, before anything else looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from waxlake.pipeline.definitions import Expectation, Query, Read, Select, SqlQuery, Step, Where, WithColumns
+from waxlake.pipeline.stream import Branch
+from waxlake.stream.errors import DefinitionError
+
+__all__ = ["translated", "translated_rules"]
+
+
+def translated(branch: Branch, dialect: str) -> Branch:
+    """Return a branch with the SQL of its read and its steps in DuckDB's dialect.
+
+    Raises:
+        DefinitionError: ``SQL_SYNTAX``, text that is none of the dialect's. Not retryable.
+    """
+    if dialect == "duckdb":
+        return branch
+    return Branch(_read(branch.read, dialect), tuple(_step(step, dialect) for step in branch.steps))
+
+
+def translated_rules(rules: tuple[Expectation, ...], dialect: str) -> tuple[Expectation, ...]:
+    """Return expectations with their conditions in DuckDB's dialect."""
+    if dialect == "duckdb":
+        return rules
+    return tuple(replace(rule, sql=_expression(rule.sql, dialect, rule.where)) for rule in rules)
+
+
+def _read(read: Read, dialect: str) -> Read:
+    return replace(read, text=_query(read.text, dialect, read.where)) if isinstance(read, SqlQuery) else read
+
+
+def _step(step: Step, dialect: str) -> Step:
+    if isinstance(step, Query):
+        return replace(step, text=_query(step.text, dialect, step.where))
+    if isinstance(step, Where):
+        return replace(step, condition=_expression(step.condition, dialect, step.where))
+    if isinstance(step, Select):
+        return replace(step, expressions=tuple(_expression(e, dialect, step.where) for e in step.expressions))
+    if isinstance(step, WithColumns):
+        return replace(step, columns=tuple((n, _expression(e, dialect, step.where)) for n, e in step.columns))
+    return step
+
+
+def _query(text: str, dialect: str, where: str) -> str:
+    import sqlglot
+
+    try:
+        return sqlglot.transpile(text, read=dialect, write="duckdb", unsupported_level=sqlglot.ErrorLevel.RAISE)[0]
+    except sqlglot.errors.SqlglotError as exc:
+        raise DefinitionError(
+            f"cannot translate the query from {dialect}: {exc}",
+            where=where,
+            code="SQL_SYNTAX",
+            remedy="Write it in DuckDB's dialect, or in a Python step with map_batches",
+        ) from exc
+
+
+def _expression(text: str, dialect: str, where: str) -> str:
+    """Translate an expression; ``*`` and an alias are part of it in a select list."""
+    return _query(f"SELECT {text}", dialect, where).removeprefix("SELECT ")
