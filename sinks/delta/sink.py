@@ -139,6 +139,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._moved_since_s: float | None = None
         self._ended: dict[tuple[str, str], set[str]] = {}
         self._is_ending = False
+        self._partial: set[str] = set()
         self._has_failed = False
 
     def write_batch(self, values: list[MicroBatch]) -> None:
@@ -189,23 +190,33 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
             self._note_end(flow, batch)
         if not self._admit(committer, app, batch):
             return
-        self._identities.update(self._sink.control.identities.get(flow, {}))
+        replaces = self._target.replaces
+        rows = batch.table if replaces else self._fitted(committer, batch.table)  # may commit what came before
         now_s = self._clock.now_s()
+        self._note_move(committer, app, batch, now_s)
+        self._identities.update(self._sink.control.identities.get(flow, {}))
+        self._tally.add(batch, flow)
+        if replaces:
+            if batch.end > batch.start:
+                self._replacement = batch.table
+        else:
+            self._rows.append(rows)
+        if batch.rejected is not None and batch.rejected.num_rows:
+            self._reject(batch.rejected)
+        if batch.table.num_rows or batch.rejected is not None or self._replacement is not None:
+            self._since_s = self._since_s or now_s
+
+    def _note_move(self, committer: Committer, app: str, batch: MicroBatch, now_s: float) -> None:
+        """Note how far the batch moves its partition, and whether what it belongs to has ended."""
+        if batch.is_partial:
+            self._partial.add(app)
+        elif batch.end > batch.start:
+            self._partial.discard(app)
         move = self._moves.get(app)
         start = move.start if move else committer.stored(app)
         if start != batch.end:
             self._moves[app] = Move(start=start, end=batch.end)
             self._moved_since_s = self._moved_since_s or now_s
-        self._tally.add(batch, flow)
-        if self._target.replaces:
-            if batch.end > batch.start:
-                self._replacement = batch.table
-        elif batch.table.num_rows:
-            self._rows.append(self._fitted(committer, batch.table))
-        if batch.rejected is not None and batch.rejected.num_rows:
-            self._reject(batch.rejected)
-        if batch.table.num_rows or batch.rejected is not None or self._replacement is not None:
-            self._since_s = self._since_s or now_s
 
     def _admit(self, committer: Committer, app: str, batch: MicroBatch) -> bool:
         """Return whether the batch is new; stop if it neither follows the position nor ends before it."""
@@ -241,11 +252,11 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
 
     def _fitted(self, committer: Committer, table: pa.Table) -> pa.Table:
         """Return the rows in the table's schema; columns the table lacks are added to it first."""
-        if table.schema.equals(self._schema):
+        if table.num_rows == 0 or table.schema.equals(self._schema):
             return table
         known = set(self._schema.names)
         if any(name not in known for name in table.column_names):
-            if self._rows.rows:
+            if self._rows.rows and not self._partial:  # files that are open have the old columns
                 self._flush()
             committer.add_columns(delta_schema(table.schema))
             self._read_schema(committer)
@@ -268,7 +279,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._is_ending = self._is_ending or len(ended) >= batch.partition_count
 
     def _is_due(self) -> bool:
-        if not self._moves:
+        if not self._moves or self._partial:
             return False
         if self._is_ending or self._tally.files >= self._policy.max_files:
             return True

@@ -13,7 +13,17 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from waxlake.pipeline.definitions import FilesRead, KafkaRead, Query, Read, SqlQuery, Step, TableRead, located
+from waxlake.pipeline.definitions import (
+    DatabaseRead,
+    FilesRead,
+    KafkaRead,
+    Query,
+    Read,
+    SqlQuery,
+    Step,
+    TableRead,
+    located,
+)
 from waxlake.pipeline.expectations import FAILED_RULES
 from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name, resolve_path
 from waxlake.pipeline.sql import (
@@ -31,7 +41,7 @@ from waxlake.pipeline.transform import Outcome, Transform, mentioned
 from waxlake.stream.delta_table import TableLocation, arrow_schema
 from waxlake.stream.errors import DefinitionError
 from waxlake.stream.schema import compare_schemas, delta_schema, no_rows
-from waxlake.stream.source import Connector
+from waxlake.stream.source import Connector, Sharing
 
 __all__ = ["BatchQuery", "CheckedFlow", "CheckedGraph", "check_graph", "quarantine_schema"]
 
@@ -76,6 +86,16 @@ class CheckedFlow:
     def takes(self, partition: str) -> bool:
         """Return whether the flow takes the batches of a source partition."""
         return self.partitions is None or partition in self.partitions
+
+    def fitted(self, rows: pa.Table) -> pa.Table:
+        """Return a batch with the columns the flow was compiled for: parts of a shared source have their own."""
+        wanted = self.transform.source.schema
+        if self.partitions is None or rows.schema.names == wanted.names:
+            return rows
+        columns = [
+            rows.column(f.name) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type) for f in wanted
+        ]
+        return pa.table(columns, schema=wanted)
 
 
 @dataclass(slots=True)
@@ -176,6 +196,8 @@ class CheckedGraph:
             settings = read.settings.model_copy(update=update)
             key = repr((read.settings.path, settings.format, settings.path_glob_filter, settings.recursive))
             return FilesConnector(settings, ledger=spec.ledger_location(hashlib.sha256(key.encode()).hexdigest()[:16]))
+        if isinstance(read, DatabaseRead):
+            return read.settings.connector(spec.ledger_location)
         assert isinstance(read, TableRead)
         from connectors.delta import DeltaConnector
 
@@ -249,7 +271,13 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
     upstream = [branch.read.name] if isinstance(branch.read, TableRead) else []
     gates = tuple(name for name in dict.fromkeys([*upstream, *statics]) if name in checked.graph.datasets)
     return CheckedFlow(
-        flow=flow, read=branch.read, connector=connector, transform=transform, columns=frozenset(visible), gates=gates
+        flow=flow,
+        read=branch.read,
+        connector=connector,
+        transform=transform,
+        columns=frozenset(visible),
+        gates=gates,
+        partitions=connector.takes() if isinstance(connector, Sharing) else None,
     )
 
 

@@ -59,7 +59,7 @@ def build_dataflow(
         if source_plan is None:
             continue
         source = PartitionedSource(
-            connector=group.flows[0].connector,
+            connector=group.connector,
             plan=source_plan,
             columns=group.columns,
             group_count=workers,
@@ -143,7 +143,7 @@ class _FlowStep:
             return []
 
     def _made(self, batch: MicroBatch) -> MicroBatch:
-        outcome = self.part.transform.apply(batch.table, self.tables)
+        outcome = self.part.transform.apply(self.part.fitted(batch.table), self.tables)
         rejected = outcome.rejected
         if rejected is not None:
             rejected = _with_provenance(rejected, batch, utc_now)

@@ -8,15 +8,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import DefinitionError, UserError
+from waxlake.stream.source import Connector
 
 __all__ = [
     "Action",
     "DatasetDefinition",
+    "DatabaseRead",
+    "DatabaseSettings",
     "DatasetKind",
     "Drop",
     "Expectation",
@@ -108,6 +112,31 @@ class FilesRead:
     where: str = field(compare=False, default="")
 
 
+class DatabaseSettings(Protocol):
+    """What a read of a database needs to say of itself; the settings of each kind of database do."""
+
+    @property
+    def label(self) -> str:
+        """What users call it, without secrets, as ``postgres:public.orders``."""
+        ...
+
+    def connector(self, ledger: Callable[[str], TableLocation]) -> Connector:
+        """Return the connector, a ``Sharing`` one.
+
+        Args:
+            ledger: From a plain name to a place for a small table of the connector's own, such as chunks of a first load.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseRead:
+    """Read tables of a database; reads of one log share one reader though they name different tables."""
+
+    settings: DatabaseSettings
+    where: str = field(compare=False, default="")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRead:
     """Read a dataset of this pipeline by name, or a Delta table by URI."""
@@ -124,7 +153,7 @@ class SqlQuery:
     where: str = field(compare=False, default="")
 
 
-Read = KafkaRead | FilesRead | TableRead | SqlQuery
+Read = KafkaRead | FilesRead | DatabaseRead | TableRead | SqlQuery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from waxlake.pipeline.definitions import (
+    DatabaseRead,
     DatasetDefinition,
     Expectation,
     FilesRead,
@@ -130,4 +131,6 @@ def read_name(read: Read) -> str:
         return f"kafka:{read.settings.topic}"
     if isinstance(read, FilesRead):
         return f"files:{read.settings.path}"
+    if isinstance(read, DatabaseRead):
+        return read.settings.label
     return "query"

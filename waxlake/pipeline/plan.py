@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 
 from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph, quarantine_schema
-from waxlake.pipeline.definitions import TableRead
+from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.graph import Dataset
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
@@ -26,7 +26,7 @@ from waxlake.stream.position import (
     sources_app_id,
 )
 from waxlake.stream.schema import compare_schemas
-from waxlake.stream.source import SourcePlan, SourceState, plan_partitions
+from waxlake.stream.source import Connector, Sharing, SourcePlan, SourceState, StartingOver, plan_partitions
 
 __all__ = [
     "Completion",
@@ -46,16 +46,15 @@ class SourceGroup:
 
     Attributes:
         key: Name of the read within the run; the same in every process.
-        flows: The flows; their reads and gates are equal.
+        flows: The flows; their reads and gates are equal, or they take parts of one shared source.
+        connector: The source of all of them.
+        gates: Datasets that must be up to date before a triggered run reads.
     """
 
     key: str
     flows: tuple[CheckedFlow, ...]
-
-    @property
-    def gates(self) -> tuple[str, ...]:
-        """Datasets that must be up to date before a triggered run reads."""
-        return self.flows[0].gates
+    connector: Connector
+    gates: tuple[str, ...] = ()
 
     @property
     def columns(self) -> frozenset[str]:
@@ -97,16 +96,51 @@ class RunPlan:
 
 
 def source_groups(checked: CheckedGraph) -> list[SourceGroup]:
-    """Return the reads of a pipeline; flows with an equal read and equal gates share one."""
+    """Return the reads of a pipeline; flows with an equal read and equal gates share one, and parts of a shared source do.
+
+    Raises:
+        UserError: Reads of one shared source contradict each other. Not retryable.
+    """
     grouped: list[list[CheckedFlow]] = []
     for part in checked.flows:
         for group in grouped:
-            if group[0].read == part.read and group[0].gates == part.gates:
+            if _shares_read(group[0], part):
                 group.append(part)
                 break
         else:
             grouped.append([part])
-    return [SourceGroup(key=f"read_{i:03d}", flows=tuple(group)) for i, group in enumerate(grouped)]
+    return [
+        SourceGroup(
+            key=f"read_{i:03d}", flows=tuple(group), connector=_group_connector(group), gates=_gates(checked, group)
+        )
+        for i, group in enumerate(grouped)
+    ]
+
+
+def _shares_read(one: CheckedFlow, other: CheckedFlow) -> bool:
+    if isinstance(one.connector, Sharing):
+        return isinstance(other.connector, Sharing) and one.connector.source_key() == other.connector.source_key()
+    return one.read == other.read and one.gates == other.gates
+
+
+def _group_connector(group: Sequence[CheckedFlow]) -> Connector:
+    first = group[0].connector
+    if isinstance(first, Sharing) and len(group) > 1:
+        with located(group[0].flow.where):
+            return first.together([part.connector for part in group[1:]])
+    return first
+
+
+def _gates(checked: CheckedGraph, group: Sequence[CheckedFlow]) -> tuple[str, ...]:
+    """Return what a read waits for. What it feeds itself, by another of its parts, it cannot wait for."""
+    gates = tuple(dict.fromkeys(name for part in group for name in part.gates))
+    if not isinstance(group[0].connector, Sharing):
+        return gates
+    fed = {part.flow.target for part in group}
+    for name in checked.graph.order:
+        if fed.intersection(checked.graph.upstream(name)):
+            fed.add(name)
+    return tuple(name for name in gates if name not in fed)
 
 
 def prepare_tables(checked: CheckedGraph) -> None:
@@ -178,8 +212,7 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
     seen: dict[str, SourceState | ExternalError] = {}
     for group in groups:
         try:
-            state = _inspected(group, seen)
-            plan.sources[group.key] = _planned(checked, group, state, plan)
+            plan.sources[group.key] = _planned_or_anew(checked, group, seen, plan)
         except ExternalError as error:
             if not is_bounded:
                 raise
@@ -191,9 +224,23 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
     return plan
 
 
+def _planned_or_anew(
+    checked: CheckedGraph, group: SourceGroup, seen: dict[str, SourceState | ExternalError], plan: RunPlan
+) -> SourcePlan:
+    """Plan a group; where its source lost what comes next and may begin anew, plan that."""
+    try:
+        return _planned(checked, group, _inspected(group, seen), plan)
+    except SourceMoved as error:
+        if not isinstance(group.connector, StartingOver) or not group.connector.start_over(error):
+            raise
+        plan.skipped.append(f"{group.connector.name} is read anew: {error.what}: found {error.found}")
+    seen.pop(group.connector.name, None)
+    return _planned(checked, group, _inspected(group, seen), plan)
+
+
 def _inspected(group: SourceGroup, seen: dict[str, SourceState | ExternalError]) -> SourceState:
     """Return a source as it is now; several groups that read the same one look at it once."""
-    connector = group.flows[0].connector
+    connector = group.connector
     if group.is_view:
         return connector.inspect()
     if connector.name not in seen:
@@ -212,7 +259,7 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
     for part in group.flows:
         _remember_source(plan, checked, part, state)
     stored = [_stored_positions(checked, part, state) for part in group.flows]
-    on_data_loss = group.flows[0].connector.on_data_loss
+    on_data_loss = group.connector.on_data_loss
     takes = [part.takes for part in group.flows]
     source = plan_partitions(state, stored, takes=takes, on_data_loss=on_data_loss, is_bounded=plan.is_bounded)
     for part in group.flows:
@@ -276,7 +323,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
     _refuse_changed_sources(checked, part, handle)
     known = handle.transaction_version(identity_app_id(part.flow.name, state.name)) if state.name else None
     if known is not None and known != identity_version(state.identity):
-        if part.connector.on_data_loss == "skip":
+        if part.connector.on_data_loss == "skip" or known in map(identity_version, state.former):
             return {}
         remedy = "Delete the table to fill it anew, or give the flow a new name to start anew"
         if not isinstance(part.read, TableRead):
@@ -324,7 +371,7 @@ class DurablePositions:
     """
 
     def __init__(self, checked: CheckedGraph, group: SourceGroup, source: SourcePlan) -> None:
-        name = group.flows[0].connector.name
+        name = group.connector.name
         self._checked, self._source = checked, source
         self._flows = [part for part in checked.flows if part.connector.name == name]
         self._handles: dict[str, DeltaTable] = {}

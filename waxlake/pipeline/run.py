@@ -194,7 +194,7 @@ class PreparedRun:
         """Tell each source what every table holds, after Bytewax returned; a source that is away is told next time."""
         for group in self.groups:
             source = self.plan.sources.get(group.key) or self.plan.idle.get(group.key)
-            connector = group.flows[0].connector
+            connector = group.connector
             if source is not None and isinstance(connector, Confirming):
                 with contextlib.suppress(TransientError):
                     connector.confirm(source, DurablePositions(self.checked, group, source)())

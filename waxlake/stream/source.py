@@ -32,6 +32,8 @@ __all__ = [
     "SourcePlan",
     "SourceRange",
     "SourceState",
+    "StartingOver",
+    "Sharing",
     "plan_partitions",
     "spread",
 ]
@@ -59,12 +61,14 @@ class SourceState:
         name: What the user calls it; stays when the source is recreated.
         partitions: Partition key to what it holds.
         begin: Partition key to where a flow without a position starts (``starting_offsets``).
+        former: Identities that this one replaces on purpose: a table filled from one of them is filled anew.
     """
 
     identity: str
     name: str
     partitions: Mapping[str, SourceRange]
     begin: Mapping[str, int]
+    former: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +147,50 @@ class Confirming(Protocol):
 
         Raises:
             TransientError: Told again later, by the next call.
+        """
+        ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A connector of some parts of a source that is read once for all of them, as tables of a database over one log.
+
+    Each flow has its own, for the parts that it names; those of one source are read by one reader. Batches of a part have
+    that part's columns.
+    """
+
+    def source_key(self) -> object:
+        """Return what is equal for connectors that are read together."""
+        ...
+
+    def takes(self) -> frozenset[str]:
+        """Return the partition keys of its parts; asks the source if need be."""
+        ...
+
+    def together(self, others: Sequence[Connector]) -> Connector:
+        """Return a connector of these parts and those of others with an equal key.
+
+        Raises:
+            UserError: Their settings contradict each other. Not retryable.
+        """
+        ...
+
+    def empty_of(self, partition: str) -> pa.Table:
+        """Return a table of no rows with every column that a batch of one partition may have, metadata columns last."""
+        ...
+
+
+@runtime_checkable
+class StartingOver(Protocol):
+    """A connector that may begin anew when the source lost what its tables need next, as a slot that was dropped."""
+
+    def start_over(self, error: SourceMoved) -> bool:
+        """Make ready to read everything again, under a new identity whose ``former`` names the old one.
+
+        Called by the planner when a position cannot be read; it inspects again afterwards.
+
+        Returns:
+            Whether it did; False where the user did not allow it, and the error stands.
         """
         ...
 
@@ -327,8 +375,12 @@ class PartitionedSource(FixedPartitionedSource[MicroBatch, None]):
             budget=ByteBudget(f"{step_id}/{for_part}", self.control.budget_bytes),
             open_reader=lambda: self.connector.reader(plan, partitions, self.columns),
             confirm=self._confirm if isinstance(self.connector, Confirming) else None,
-            empty=self.connector.empty(),
+            empties={partition: self._empty(partition) for partition in partitions},
         )
+
+    def _empty(self, partition: str) -> pa.Table:
+        connector = self.connector
+        return connector.empty_of(partition) if isinstance(connector, Sharing) else connector.empty()
 
     def _confirm(self) -> None:
         assert isinstance(self.connector, Confirming)
@@ -347,10 +399,10 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         budget: ByteBudget,
         open_reader: Callable[[], Reader],
         confirm: Callable[[], None] | None,
-        empty: pa.Table,
+        empties: Mapping[str, pa.Table],
     ) -> None:
         self._plan, self._partitions, self._control, self._budget = plan, partitions, control, budget
-        self._open_reader, self._confirm, self._empty = open_reader, confirm, empty
+        self._open_reader, self._confirm, self._empties = open_reader, confirm, empties
         self._reader: Reader | None = None
         self._clock = Clock()
         self._emitted_at_s = self._confirmed_at_s = self._clock.now_s()
@@ -471,7 +523,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
 
     def _empty_batch(self, partition: str, start: int, end: int, **rest: Any) -> MicroBatch:
         return MicroBatch(
-            table=self._empty,
+            table=self._empties[partition],
             source=self._plan.identity,
             partition=partition,
             start=start,
