@@ -121,7 +121,7 @@ class FilesConnector:
         """List the path and record what is new; return how many files. Safe to call from any thread."""
         with self._lock:
             known = self._ledger.known()
-            found = self._store.list_files(known)
+            found = [file for block in self._store.list_files(known.unknown) for file in block]
             if not found and self._ledger.begin is not None:
                 return 0
             self._ledger.refresh()
@@ -188,7 +188,9 @@ class FilesConnector:
 
     def _inferred(self) -> pa.Schema:
         self._check_path()
-        schema = infer_schema(self.settings, self._store, self._store.list_files())
+        schema = infer_schema(
+            self.settings, self._store, [file for block in self._store.list_files() for file in block]
+        )
         if schema is None:
             raise UserError(
                 f"cannot infer the schema of '{self._store.shown}'",

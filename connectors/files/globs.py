@@ -1,10 +1,16 @@
-"""Globs over paths and names: ``*``, ``?``, ``[a-z]``, ``{a,b}`` and ``**``; called by the listing."""
+"""Globs over paths and names, one dialect everywhere; called by the listing.
+
+``*`` any signs but a slash, ``?`` one of them, ``[a-z]`` and ``[!a-z]`` one of a class, ``{a,b}`` alternatives (they nest),
+``**`` any signs and slashes, ``**/`` any number of folders. A class of one sign stands for the sign itself: ``[*]``, ``[[]``.
+"""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["glob_regex", "has_magic", "split_glob"]
+from waxlake.stream.errors import UsageError
+
+__all__ = ["glob_regex", "has_magic", "literal_head", "split_glob"]
 
 _MAGIC = re.compile(r"[*?\[{]")
 
@@ -12,6 +18,12 @@ _MAGIC = re.compile(r"[*?\[{]")
 def has_magic(path: str) -> bool:
     """Return whether ``path`` holds a glob character."""
     return _MAGIC.search(path) is not None
+
+
+def literal_head(glob: str) -> str:
+    """Return what every name that fits begins with: the signs before the first glob character."""
+    found = _MAGIC.search(glob)
+    return glob[: found.start()] if found else glob
 
 
 def split_glob(path: str) -> tuple[str, str]:
@@ -37,8 +49,8 @@ def glob_regex(glob: str) -> re.Pattern[str]:
             i += 2
             continue
         if char == "[" and (end := glob.find("]", i + 2)) > 0:
-            inner = glob[i + 1 : end].replace("\\", "\\\\")
-            out.append(f"[^/{inner[1:]}]" if inner[0] in "!^" else f"[{inner}]")
+            inner = re.sub(r"([\\\[&~|])", r"\\\1", glob[i + 1 : end])
+            out.append(f"[^/{inner[1:]}]" if inner[0] in "!^" and inner[1:] else f"[{inner}]".replace("[^]", r"\^"))
             i = end + 1
             continue
         if char == "{" and "}" in glob[i:]:
@@ -52,4 +64,12 @@ def glob_regex(glob: str) -> re.Pattern[str]:
         else:
             out.append({"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char))
         i += 1
-    return re.compile("".join(out), re.S)
+    try:
+        return re.compile("".join(out), re.S)
+    except re.error as exc:
+        raise UsageError(
+            f"cannot use the glob {glob!r}",
+            code="GLOB_INVALID",
+            found=str(exc),
+            expected="* ? [a-z] [!a-z] {a,b} **; [*] for a sign itself",
+        ) from exc

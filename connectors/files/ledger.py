@@ -10,14 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction, RemoveAction
 
+from connectors.files.discovery.known import KnownNames
+from connectors.files.ledger_compaction import (
+    ledger_files,
+    merged_file,
+    removals,
+    small_files,
+    vacuum,
+)
 from connectors.files.store import FoundFile
 from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation, delta_errors
@@ -46,9 +54,9 @@ _NEXT = "waxlake/ledger"
 _BEGIN = "waxlake/ledger/begin"
 _SOURCE_PROPERTY = "waxlake.source"
 _SCHEMA_PROPERTY = "waxlake.schema"
+_PROPERTIES = {"delta.logRetentionDuration": "interval 1 days"}  # a commit at every poll that finds something is many
 _ATTEMPTS = 30
 _REOPEN_AFTER_REFRESHES = 200
-_COMPACT_ABOVE_FILES = 64
 _EDITION_BITS = 32
 _MAX_EDITION = 15
 _WRITER = WriterProperties(compression="ZSTD", max_row_group_size=1 << 16)  # small groups: a range of numbers reads few
@@ -101,7 +109,7 @@ class Ledger:
         self._location, self._source = location, source
         self._handle: DeltaTable | None = None
         self._refreshes = 0
-        self._known: set[str] = set()
+        self._known = KnownNames()
         self._loaded: set[str] = set()
 
     @property
@@ -135,7 +143,7 @@ class Ledger:
         if self.exists():
             self._open()
             return
-        properties = {_SOURCE_PROPERTY: self._source}
+        properties = {_SOURCE_PROPERTY: self._source, **_PROPERTIES}
         if ddl is not None:
             properties[_SCHEMA_PROPERTY] = ddl
         comment = "Files that a source has seen, each with its number"
@@ -154,16 +162,19 @@ class Ledger:
         with delta_errors(f"refresh the file ledger '{self._location.label}'"):
             self._handle.update_incremental()
 
-    def known(self) -> set[str]:
+    def known(self) -> KnownNames:
         """Return the paths that have a number. Reads only what it has not read yet."""
         names = self._data_files()
         fresh = sorted(names - self._loaded)
         if fresh:
-            with delta_errors(f"read the file ledger '{self._location.label}'"):
-                for batch in self._dataset(fresh).to_batches(columns=["path"]):
-                    self._known.update(batch.column(0).to_pylist())
+            self._known_from(fresh)
             self._loaded = names
         return self._known
+
+    def _known_from(self, names: Sequence[str]) -> None:
+        with delta_errors(f"read the file ledger '{self._location.label}'"):
+            for batch in self._dataset(names).to_batches(columns=["path"], batch_readahead=2, fragment_readahead=2):
+                self._known.add(batch.column(0).to_pylist())
 
     def record(self, found: Iterable[FoundFile], *, include_existing: bool = True) -> int:
         """Give each new file the next number, in order of (modification time, path), in one commit.
@@ -184,8 +195,8 @@ class Ledger:
         """
         candidates = list({file.path: file for file in found}.values())
         for attempt in range(_ATTEMPTS):
-            known = self.known()
-            new = sorted(file for file in candidates if file.path not in known)
+            unknown = self.known().unknown([file.path for file in candidates])
+            new = sorted(candidates[index] for index in unknown)
             begin = self.begin
             if not new and begin is not None:
                 return 0
@@ -228,10 +239,7 @@ class Ledger:
         """
         if first >= last:
             return []
-        where = (pc.field("number") >= first) & (pc.field("number") < last)
-        with delta_errors(f"read the file ledger '{self._location.label}'"):
-            rows = self._dataset(self._data_files_between(first, last)).to_table(filter=where)
-        rows = rows.sort_by([("number", "ascending"), ("edition", "ascending")])
+        rows = self._between(first, last).sort_by([("number", "ascending"), ("edition", "ascending")])
         latest: dict[int, NumberedFile] = {}
         columns = [rows.column(name).to_pylist() for name in ("number", "path", "size_bytes", "etag", "edition")]
         times = rows.column("modified_at").cast(pa.int64()).to_pylist()
@@ -249,40 +257,45 @@ class Ledger:
 
     def totals(self, first: int, last: int) -> tuple[int, int]:
         """Return how many files have numbers in ``[first, last)``, and their bytes; a change of edition counts twice."""
-        where = (pc.field("number") >= first) & (pc.field("number") < last)
-        with delta_errors(f"read the file ledger '{self._location.label}'"):
-            sizes = self._dataset(self._data_files_between(first, last)).to_table(columns=["size_bytes"], filter=where)
+        sizes = self._between(first, last, ["size_bytes"])
         return last - first, pc.sum(sizes.column(0)).as_py() or 0
 
     def compact(self) -> None:
-        """Rewrite many small data files as one, if there are many, so that the next run opens it fast.
-
-        delta-rs' own compaction commits from a stale snapshot without noticing that another one removed the same files (rows
-        are there twice then) and takes no ``txn``; so this is a commit like any other here, refused if anything came between.
-        """
-        names = self._data_files()
-        if len(names) <= _COMPACT_ABOVE_FILES:
+        """Merge small data files if there are many, so that the ledger opens fast; given up if another run commits."""
+        small = small_files(ledger_files(self._open()))
+        if not small:
             return
+        names = sorted(file.path for file in small)
+        self._known_from(sorted(set(names) - self._loaded))
         with delta_errors(f"read the file ledger '{self._location.label}'"):
-            rows = self._dataset(sorted(names)).to_table().sort_by([("number", "ascending"), ("edition", "ascending")])
-        self._commit(rows, {_NEXT: self.next_number}, 0, mode="overwrite")
+            rows = self._dataset(names).to_table().sort_by([("number", "ascending"), ("edition", "ascending")])
+        with delta_errors(f"write the file ledger '{self._location.label}'"):
+            added = merged_file(self._location, rows)
+        if self._commit(None, {_NEXT: self.next_number}, 0, actions=[*removals(small), added]):
+            self._loaded = self._loaded - set(names) | {added.path}
+            with delta_errors(f"clean up the file ledger '{self._location.label}'"):
+                vacuum(self._open())
 
     def _commit(
-        self, rows: pa.Table, versions: Mapping[str, int], attempt: int, mode: Literal["append", "overwrite"] = "append"
+        self,
+        rows: pa.Table | None,
+        versions: Mapping[str, int],
+        attempt: int,
+        actions: Sequence[AddAction | RemoveAction] = (),
     ) -> bool:
         """Write rows and move the ``txn``s from the held snapshot; return False, refreshed, if another run was first."""
         properties = CommitProperties(app_transactions=[Transaction(app, version) for app, version in versions.items()])
         failpoint("ledger-write")
         try:
             with delta_errors(f"write the file ledger '{self._location.label}'"):
-                if len(rows):
+                handle = self._open()
+                if rows is not None and len(rows):
                     write_deltalake(
-                        self._open(), rows, mode=mode, commit_properties=properties, writer_properties=_WRITER
+                        handle, rows, mode="append", commit_properties=properties, writer_properties=_WRITER
                     )
                 else:
-                    handle = self._open()
                     handle.create_write_transaction(
-                        [], mode="append", schema=handle.schema(), commit_properties=properties
+                        list(actions), mode="append", schema=handle.schema(), commit_properties=properties
                     )
         except CommitFailedError:
             self._handle = None
@@ -320,18 +333,21 @@ class Ledger:
             )
 
     def _data_files(self) -> set[str]:
-        actions = self._open().get_add_actions(flatten=True)
-        return set(pa.table(actions).column("path").to_pylist())
+        return {file.path for file in ledger_files(self._open())}
 
-    def _data_files_between(self, first: int, last: int) -> list[str]:
-        """Return the data files that can hold numbers in ``[first, last)``, by the statistics of the log."""
-        actions = pa.table(self._open().get_add_actions(flatten=True))
-        names = actions.column("path").to_pylist()
-        if "min.number" not in actions.column_names:
-            return sorted(names)
-        low, high = actions.column("min.number").to_pylist(), actions.column("max.number").to_pylist()
-        bounds = zip(names, low, high, strict=True)
-        return sorted(name for name, lo, hi in bounds if lo is None or (lo < last and hi >= first))
+    def _between(self, first: int, last: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows with numbers in ``[first, last)``; a file that was merged and deleted meanwhile is looked for anew."""
+        where = (pc.field("number") >= first) & (pc.field("number") < last)
+        for is_last_attempt in (False, True):
+            names = sorted(file.path for file in ledger_files(self._open()) if file.can_hold(first, last))
+            try:
+                with delta_errors(f"read the file ledger '{self._location.label}'"):
+                    return self._dataset(names).to_table(columns=columns, filter=where)
+            except TerminalError as error:
+                if error.code != "TABLE_NOT_FOUND" or is_last_attempt:
+                    raise
+                self._handle = None
+        raise AssertionError("unreachable")
 
     def _dataset(self, names: Sequence[str]) -> pa_dataset.Dataset:
         return pa_dataset.dataset(

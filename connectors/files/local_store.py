@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Iterator
 from urllib.parse import quote, unquote_to_bytes
 
 from connectors.files.globs import has_magic, split_glob
-from connectors.files.store import FileChanged, FileGone, FoundFile, OpenFile, PathFilter, mapped_error
+from connectors.files.store import (
+    BLOCK_FILES,
+    FileChanged,
+    FileGone,
+    FoundFile,
+    OpenFile,
+    PathFilter,
+    Unknown,
+    everything,
+    mapped_error,
+)
 
 __all__ = ["LocalStore"]
 
@@ -39,41 +49,40 @@ class LocalStore:
             path = os.path.dirname(path)
         return path
 
-    def list_files(self, known: Collection[str] = ()) -> list[FoundFile]:
-        """Return the files that fit and are not known; known ones cost no look at the file."""
+    def list_files(self, unknown: Unknown = everything, *, after: str = "") -> Iterator[list[FoundFile]]:
+        """Yield the files that fit and are not known, some thousand at a time; known ones cost no look at the file."""
         if self._single:
-            return self._list_single(known)
-        found: list[FoundFile] = []
-        queue, seen = [(self.root, "")], set()
-        linked: list[tuple[str, str]] = []
-        while queue or linked:  # real folders first: a link to one of them adds nothing
-            folder, relative = queue.pop() if queue else linked.pop()
+            yield self._list_single(unknown)
+            return
+        seen: set[tuple[int, int]] = set()
+        block: list[tuple[str, os.DirEntry[str]]] = []
+        queue, links = [(self.root, "")], list[tuple[str, str]]()
+        while queue or links:  # real folders first: a link to one of them adds nothing
+            folder, relative = queue.pop() if queue else links.pop()
+            nested: list[tuple[str, str]] = []
+            linked: list[tuple[str, str]] = []
             try:
                 status = os.stat(folder)
                 if (status.st_dev, status.st_ino) in seen:
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                folders, links = self._scan(folder, relative, known, found)
+                for found in self._scan(folder, relative, after, nested, linked):
+                    block.append(found)
+                    if len(block) >= BLOCK_FILES:
+                        yield _looked_at(block, unknown)
+                        block = []
             except FileNotFoundError:
-                continue  # removed meanwhile, or a link to nowhere
+                pass  # removed meanwhile, or a link to nowhere
             except OSError as exc:
                 raise mapped_error(f"list '{folder}'", exc) from exc
-            queue += folders
-            linked = sorted(linked + links, reverse=True)
-        return found
-
-    def _list_single(self, known: Collection[str]) -> list[FoundFile]:
-        try:
-            file = self.stat(self.root)
-        except FileGone:
-            return []
-        return [file] if file.size_bytes and file.path not in known else []
+            queue += nested
+            links = sorted(links + linked, reverse=True) if linked else links
+        yield _looked_at(block, unknown)
 
     def _scan(
-        self, folder: str, relative: str, known: Collection[str], found: list[FoundFile]
-    ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        folders: list[tuple[str, str]] = []
-        links: list[tuple[str, str]] = []
+        self, folder: str, relative: str, after: str, nested: list[tuple[str, str]], linked: list[tuple[str, str]]
+    ) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Yield (path, entry) of what may be a file that fits; add the folders to be entered to ``nested`` and ``linked``."""
         prefix = folder if folder.endswith("/") else folder + "/"
         admits_name, has_pattern = self._filter.admits_name, bool(self.pattern)
         with os.scandir(folder) as entries:
@@ -81,21 +90,22 @@ class LocalStore:
                 name = entry.name
                 below = f"{relative}/{name}" if relative else name
                 if entry.is_dir(follow_symlinks=True) if entry.is_symlink() else entry.is_dir():
-                    if self._filter.admits_folder(below):
-                        (links if entry.is_symlink() else folders).append((prefix + name, below))
+                    is_behind = prefix + name + "/" > after or after.startswith(prefix + name + "/")
+                    if is_behind and self._filter.admits_folder(below):
+                        (linked if entry.is_symlink() else nested).append((prefix + name, below))
                     continue
                 if not admits_name(name) or (has_pattern and not self._filter.admits(below)):
                     continue
                 path = _shown(prefix + name)
-                if path in known:
-                    continue
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    continue
-                if status.st_size and _is_regular(status.st_mode):
-                    found.append(FoundFile(status.st_mtime_ns // 1000, path, status.st_size))
-        return folders, links
+                if path > after:
+                    yield path, entry
+
+    def _list_single(self, unknown: Unknown) -> list[FoundFile]:
+        try:
+            file = self.stat(self.root)
+        except FileGone:
+            return []
+        return [file] if file.size_bytes and unknown([file.path]) else []
 
     def stat(self, path: str) -> FoundFile:
         """Return the file as it is now."""
@@ -144,6 +154,20 @@ class LocalStore:
         finally:
             os.close(handle)
         return data
+
+
+def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown) -> list[FoundFile]:
+    """Return the files of a block that are not known."""
+    found = []
+    for index in unknown([path for path, _ in block]):
+        path, entry = block[index]
+        try:
+            status = entry.stat()
+        except FileNotFoundError:
+            continue
+        if status.st_size and _is_regular(status.st_mode):
+            found.append(FoundFile(status.st_mtime_ns // 1000, path, status.st_size))
+    return found
 
 
 def _verify_status(file: FoundFile, status: os.stat_result) -> None:

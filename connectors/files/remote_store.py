@@ -1,40 +1,71 @@
-"""Files of any fsspec file system, and the options of S3 as s3fs wants them."""
+"""Files of any fsspec file system."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import Any
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
 
 from connectors.files.globs import split_glob
-from connectors.files.store import FileChanged, FileGone, FoundFile, OpenFile, PathFilter, store_errors
+from connectors.files.remote_listing import S3Pages, walk_folders
+from connectors.files.store import (
+    FileChanged,
+    FileGone,
+    FoundFile,
+    OpenFile,
+    PathFilter,
+    Unknown,
+    everything,
+    store_errors,
+)
+from connectors.files.store_options import PROTOCOL_EXTRAS, client_options
 from waxlake.stream.errors import UsageError, shorten
 from waxlake.stream.settings import StorageOptions
 
-__all__ = ["URI", "RemoteStore", "s3fs_options"]
+__all__ = ["URI", "RemoteStore"]
 
 URI = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.I)
 _USER_INFO = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/@]*@", re.I)
+_CONTAINER_FIRST: Final = ("abfs", "abfss", "wasb", "wasbs")  # container@account: no user
+_TIMES: Final = (
+    "LastModified", "last_modified", "Last-Modified", "mtime", "modified", "updated", "created",
+)  # fmt: skip
+_HTTP: Final = ("http", "https")
 
 
 class RemoteStore:
-    """Files of an fsspec file system; paths are URIs without credentials."""
+    """Files of an fsspec file system; paths are URIs without credentials.
+
+    Args:
+        uri: Folder, file or glob.
+        options: Options of the store under their delta-rs names.
+        name_glob: Only files whose name fits.
+        is_recursive: Whether sub-folders count.
+        parallelism: Most requests of a listing at a time.
+    """
 
     def __init__(
-        self, uri: str, options: StorageOptions, name_glob: str | None = None, is_recursive: bool = True
+        self,
+        uri: str,
+        options: StorageOptions,
+        name_glob: str | None = None,
+        is_recursive: bool = True,
+        parallelism: int = 16,
     ) -> None:
         match = URI.match(uri)
         self._protocol = match.group(1).lower() if match else ""
-        self._uri, self._options = uri, options
-        shown = _USER_INFO.sub(r"\1", uri)
+        if self._protocol == "s3a":
+            self._protocol, uri = "s3", f"s3{uri[3:]}"
+        self._uri, self._options, self._parallelism = uri, options, parallelism
+        shown = uri if self._protocol in _CONTAINER_FIRST else _USER_INFO.sub(r"\1", uri)
         start = len(self._protocol) + 3
         below, self.pattern = split_glob(shown[start:])
-        self.root = shown[:start] + below.rstrip("/")
+        self.root = f"{self._protocol}://{below.rstrip('/')}"
         self._filter = PathFilter(self.pattern, name_glob, is_recursive)
         self._opened: Any = None
-        if self._protocol == "s3a":
-            self._protocol = "s3"
 
     is_local = False
 
@@ -49,19 +80,22 @@ class RemoteStore:
         if self._opened is None:
             import fsspec
 
-            user = fsspec.core.url_to_fs(self._uri)[0].storage_options if _USER_INFO.match(self._uri) else {}
             try:
-                self._opened = fsspec.filesystem(
-                    self._protocol,
-                    **{**user, **_client_options(self._protocol, self._options)},
-                    use_listings_cache=False,
-                )
+                user = {}
+                if _USER_INFO.match(self._uri):
+                    user = fsspec.core.url_to_fs(self._uri)[0].storage_options
+                options = {**user, **client_options(self._protocol, self._options)}
+                self._opened = fsspec.filesystem(self._protocol, **options, use_listings_cache=False)
             except (ValueError, ImportError) as exc:
+                extra = PROTOCOL_EXTRAS.get(self._protocol)
+                remedy = (
+                    f"pip install 'waxlake[{extra}]'" if extra else "Install its fsspec client, or correct the path"
+                )
                 raise UsageError(
                     f"cannot open '{self.root}'",
                     code="FILES_PROTOCOL",
-                    found=shorten(exc),
-                    remedy=f"Install the fsspec client of {self._protocol}://, or correct the path",
+                    found=f"no client for {self._protocol}:// ({shorten(exc)})",
+                    remedy=remedy,
                 ) from exc
         return self._opened
 
@@ -76,35 +110,71 @@ class RemoteStore:
                 path = parent
         return None if path == self.root else path
 
-    def list_files(self, known: Collection[str] = ()) -> list[FoundFile]:
-        """Return the files that fit and are not known."""
+    def list_files(self, unknown: Unknown = everything, *, after: str = "") -> Iterator[list[FoundFile]]:
+        """Yield the files that fit and are not known, page by page."""
+        is_empty = True
+        pages = self._pages(after)
+        while True:
+            with store_errors(f"list '{self.root}'"):
+                page = next(pages, None)
+            if page is None:
+                break
+            is_empty = is_empty and not page
+            fitting = [
+                (path, info)
+                for relative, info in page
+                if self._fits(relative) and (path := self._path(relative)) > after
+            ]
+            yield self._described([fitting[index] for index in unknown([path for path, _ in fitting])])
+        if is_empty and not self.pattern and not after:
+            yield self._single(unknown)
+
+    def _pages(self, after: str) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
         filesystem = self.filesystem
-        with store_errors(f"list '{self.root}'"):
-            filesystem.invalidate_cache()
-            depth = None if self._filter.is_recursive or self.pattern else 1
-            try:
-                infos = filesystem.find(self.root, maxdepth=depth, detail=True)
-            except FileNotFoundError:
-                return []
-        return list(self._fitting(infos, known))
+        filesystem.invalidate_cache()
+        try:
+            if self._protocol == "s3":
+                bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
+                listing = S3Pages(filesystem, bucket, prefix, self._filter, self._parallelism)
+                yield from listing.pages(after.removeprefix(f"s3://{bucket}/"))
+            else:
+                yield from walk_folders(filesystem, self.root, self._filter.admits_folder, self._parallelism)
+        except FileNotFoundError:
+            return  # no such bucket or folder
 
-    def _fitting(self, infos: Mapping[str, Mapping[str, Any]], known: Collection[str]) -> Iterator[FoundFile]:
-        base = self.filesystem._strip_protocol(self.root)
-        for bare, info in infos.items():
-            relative = bare[len(base) :].strip("/") or bare.rpartition("/")[2]
-            parts = relative.split("/")
-            if info.get("type") == "directory" or not self._filter.admits_name(parts[-1]):
-                continue
-            if any(part.startswith(("_", ".")) for part in parts[:-1]) or not self._filter.admits(relative):
-                continue
-            path = self._shown(bare)
-            if path not in known and info.get("size"):
-                yield _found(path, info)
+    def _single(self, unknown: Unknown) -> list[FoundFile]:
+        """Return the file that the path itself is, if it is one."""
+        try:
+            file = self.stat(self.root)
+        except FileGone:
+            return []
+        return [file] if file.size_bytes and unknown([file.path]) else []
 
-    def _shown(self, bare: str) -> str:
-        if self._protocol == "memory":
-            return f"memory://{bare}"
-        return f"{self._protocol}://{bare.removeprefix(self._protocol + '://').lstrip('/')}"
+    def _fits(self, relative: str) -> bool:
+        folder, _, name = (relative or self.root.rpartition("/")[2]).rpartition("/")
+        if not self._filter.admits_name(name) or not self._filter.admits(relative):
+            return False
+        if self._protocol in _HTTP and "?" in name:
+            return False  # a link that sorts the listing
+        return not folder or not any(part.startswith(("_", ".")) for part in folder.split("/"))
+
+    def _path(self, relative: str) -> str:
+        return f"{self.root}/{relative}" if relative else self.root
+
+    def _described(self, entries: list[tuple[str, Mapping[str, Any]]]) -> list[FoundFile]:
+        """Return what a listing says; files whose size it does not tell (HTTP) are looked at."""
+        files = [_found(path, info) for path, info in entries if _size(info) is not None]
+        untold = [path for path, info in entries if _size(info) is None]
+        if untold:
+            with ThreadPoolExecutor(self._parallelism, thread_name_prefix="files-stat") as pool:
+                files += [file for file in pool.map(self._stat_if_there, untold) if file is not None]
+        return [file for file in files if file.size_bytes]
+
+    def _stat_if_there(self, path: str) -> FoundFile | None:
+        try:
+            return self.stat(path)
+        except FileGone:
+            return None
 
     def stat(self, path: str) -> FoundFile:
         """Return the file as it is now."""
@@ -144,60 +214,26 @@ class RemoteStore:
 
 
 def _found(path: str, info: Mapping[str, Any]) -> FoundFile:
-    times = (info.get(key) for key in ("LastModified", "last_modified", "mtime", "modified", "updated", "created"))
+    times = (info.get(key) for key in _TIMES)
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
     return FoundFile(
         _microseconds(next((t for t in times if t is not None), 0)),
         path,
-        int(info.get("size") or 0),
+        _size(info) or 0,
         str(etag).strip('"'),
     )
 
 
+def _size(info: Mapping[str, Any]) -> int | None:
+    size = info.get("size", info.get("Size"))
+    return None if size is None else int(size)
+
+
 def _microseconds(time: Any) -> int:
     if isinstance(time, str):
-        time = datetime.fromisoformat(time.replace("Z", "+00:00"))
+        is_iso = time[:4].isdigit()
+        time = datetime.fromisoformat(time.replace("Z", "+00:00")) if is_iso else parsedate_to_datetime(time)
     if isinstance(time, datetime):
         aware = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
         return int(aware.timestamp() * 1_000_000)
     return int(float(time) * 1_000_000)
-
-
-def _client_options(protocol: str, options: StorageOptions) -> dict[str, Any]:
-    return s3fs_options(options) if protocol == "s3" else dict(options)
-
-
-def s3fs_options(options: Mapping[str, str]) -> dict[str, Any]:
-    """Return what s3fs wants for options named as delta-rs names them; keys are case-insensitive, with or without ``AWS_``.
-
-    An option that only delta-rs knows (conditional put, lock tables) is left out.
-
-    Raises:
-        UsageError: An option that neither knows. Not retryable.
-    """
-    direct = {
-        "endpoint_url": "endpoint_url",
-        "endpoint": "endpoint_url",
-        "access_key_id": "key",
-        "secret_access_key": "secret",
-    }
-    direct |= {"session_token": "token", "token": "token", "profile": "profile"}
-    region = {"region", "default_region"}
-    ignored = {"allow_http", "conditional_put", "copy_if_not_exists", "s3_locking_provider", "s3_allow_unsafe_rename"}
-    ignored |= {"virtual_hosted_style_request", "ec2_metadata_disabled"}
-    result: dict[str, Any] = {}
-    for key, value in options.items():
-        name = key.lower().removeprefix("aws_")
-        if name in direct:
-            result[direct[name]] = value
-        elif name in region:
-            result.setdefault("client_kwargs", {})["region_name"] = value
-        elif name == "skip_signature":
-            result["anon"] = str(value).lower() in ("1", "true", "yes")
-        elif name not in ignored:
-            raise UsageError(
-                f"cannot use the storage option {key!r} to read files",
-                code="OPTION_INVALID",
-                remedy=f"Valid: {', '.join(sorted('AWS_' + n.upper() for n in (*direct, *region, 'skip_signature')))}",
-            )
-    return result

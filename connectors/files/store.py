@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, TypeAlias
 
 from connectors.files.globs import glob_regex
 from waxlake.stream.errors import TerminalError, TransientError, WaxlakeError, shorten
 
-__all__ = ["FileChanged", "FileGone", "FoundFile", "OpenFile", "PathFilter", "Store", "mapped_error", "store_errors"]
+__all__ = [
+    "BLOCK_FILES",
+    "FileChanged",
+    "FileGone",
+    "FoundFile",
+    "OpenFile",
+    "PathFilter",
+    "Store",
+    "Unknown",
+    "everything",
+    "mapped_error",
+    "store_errors",
+]
+
+BLOCK_FILES = 8192
+Unknown: TypeAlias = Callable[[Sequence[str]], Sequence[int]]  # indices of the paths that a ledger does not know
 
 _UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", "._COPYING_")
 
@@ -63,6 +78,11 @@ class OpenFile(NamedTuple):
     verify: Callable[[], None]
 
 
+def everything(paths: Sequence[str]) -> Sequence[int]:
+    """Return all indices: no path is known."""
+    return range(len(paths))
+
+
 class Store(Protocol):
     """A place with files below one root."""
 
@@ -83,8 +103,13 @@ class Store(Protocol):
         """Return None if the path is there, else the nearest parent that is."""
         ...
 
-    def list_files(self, known: Collection[str] = ()) -> list[FoundFile]:
-        """Return the files that fit and are not known, in no order."""
+    def list_files(self, unknown: Unknown = everything, *, after: str = "") -> Iterator[list[FoundFile]]:
+        """Yield the files that fit and are not known, some thousand at a time; what is known costs as little as can be.
+
+        Args:
+            unknown: Tells which of some paths are not known yet.
+            after: Path after which to begin: only paths that sort behind it are listed.
+        """
         ...
 
     def stat(self, path: str) -> FoundFile:
@@ -109,6 +134,7 @@ class PathFilter:
     """Which paths below a root fit: pattern, name glob, hidden and unfinished files."""
 
     def __init__(self, pattern: str, name_glob: str | None, is_recursive: bool) -> None:
+        self.pattern = pattern
         self._name = glob_regex(name_glob) if name_glob else None
         self.is_recursive = is_recursive
         self._pattern = (

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors.files.remote_store import s3fs_options
+from connectors.files.store_options import s3fs_options
 from tests.integration.files_lab import PARTITION, FilesLab, Flow, ids, run, unbounded
 from tests.services.s3 import ObjectStore
 from waxlake.stream.delta_table import TableLocation

@@ -8,7 +8,7 @@ import pytest
 from connectors.files import FilesSettings
 from connectors.files.globs import glob_regex, split_glob
 from connectors.files.options import CsvOptions
-from connectors.files.remote_store import s3fs_options
+from connectors.files.store_options import s3fs_options
 from waxlake.stream.errors import UsageError
 
 
