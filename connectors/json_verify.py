@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["SUSPECT", "JsonEngine", "Shape", "Sorted"]
+__all__ = ["EXOTIC_NUMBER", "SUSPECT", "JsonEngine", "Shape", "Sorted"]
 
 SUSPECT = "?"  # signature of a row that only the exact decoder may judge
 
@@ -42,7 +42,7 @@ _ENGINE_TYPES = {
 # DuckDB keeps integers of any length but reads fractions as doubles: a number with an exponent, with more than 15 digits
 # or with many zeros behind the point may come back spelled differently, or shorter.
 _LONG = "|".join(f"[0-9]{{{k}}}[.][0-9]{{{16 - k}}}" for k in range(1, 15))
-_EXOTIC_NUMBER = rf"[:,\[]\s*-?(?:{_LONG}|[0-9]{{15,}}[.]|[0-9]+[.]000000|[0-9]+(?:[.][0-9]+)?[eE])"
+EXOTIC_NUMBER = rf"[:,\[]\s*-?(?:{_LONG}|[0-9]{{15,}}[.]|[0-9]+[.]000000|[0-9]+(?:[.][0-9]+)?[eE])"
 _FRACTION = r"[0-9][.eE]"
 _NOT_FINITE = r"(?:^|[:,\[])-?(?i:nan|inf)"
 
@@ -191,7 +191,7 @@ class JsonEngine:
         query = f"""
             SELECT nullif(r, '{{}}') AS r {"".join(f", t{i}" for i in range(len(as_text)))},
                    CASE WHEN regexp_matches({both}, {_text(_FRACTION)})
-                        THEN regexp_matches(v, {_text(_EXOTIC_NUMBER)}) ELSE false END
+                        THEN regexp_matches(v, {_text(EXOTIC_NUMBER)}) ELSE false END
                    OR regexp_matches({both}, {_text(_NOT_FINITE)}) AS is_exotic
             FROM (SELECT v, json_merge_patch(v, {_text(patch)})::VARCHAR AS r {parts} FROM records)"""
         found = self._run(query, texts)

@@ -16,7 +16,7 @@ from waxlake.pipeline.declare import (
     table,
     temporary_view,
 )
-from waxlake.pipeline.stream import Batch, Stream, read, read_files, read_kafka, read_stream, sql
+from waxlake.pipeline.stream import Batch, Stream, read, read_debezium, read_files, read_kafka, read_stream, sql
 
 __all__ = [
     "Batch",
@@ -34,6 +34,7 @@ __all__ = [
     "expect_or_quarantine",
     "materialized_view",
     "read",
+    "read_debezium",
     "read_files",
     "read_kafka",
     "read_stream",

@@ -22,6 +22,7 @@ __all__ = [
     "DatabaseRead",
     "DatabaseSettings",
     "DatasetKind",
+    "Decode",
     "Drop",
     "Expectation",
     "Expect",
@@ -206,6 +207,19 @@ class MapBatches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decode:
+    """``read_debezium``: records to change rows, whose metadata columns join those of the source.
+
+    Attributes:
+        settings: What the events look like.
+        where: ``file:line``.
+    """
+
+    settings: Any
+    where: str = field(compare=False, default="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Expect:
     """The expectations of a temporary view, at the place where it is read."""
 
@@ -214,7 +228,7 @@ class Expect:
     where: str
 
 
-Step = Query | Where | Select | WithColumns | Drop | MapBatches | Expect
+Step = Query | Where | Select | WithColumns | Drop | MapBatches | Decode | Expect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

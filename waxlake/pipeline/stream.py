@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from waxlake.pipeline.definitions import (
+    Decode,
     Drop,
     FilesRead,
     KafkaRead,
@@ -26,7 +27,18 @@ from waxlake.pipeline.definitions import (
 )
 from waxlake.stream.errors import DefinitionError
 
-__all__ = ["Batch", "Branch", "Relation", "Stream", "read", "read_files", "read_kafka", "read_stream", "sql"]
+__all__ = [
+    "Batch",
+    "Branch",
+    "Relation",
+    "Stream",
+    "read",
+    "read_debezium",
+    "read_files",
+    "read_kafka",
+    "read_stream",
+    "sql",
+]
 
 R = TypeVar("R", bound="Relation")
 
@@ -153,6 +165,35 @@ def read_kafka(topic: str, bootstrap_servers: str, **options: Any) -> Stream:
     with located(calling_line()):
         settings = KafkaSettings.build(f"read_kafka({topic!r})", values)
     return Stream((Branch(KafkaRead(settings=settings, where=calling_line())),))
+
+
+def read_debezium(stream: Stream, schema: str | pa.Schema | None = None, **options: Any) -> Stream:
+    """Read the change events that Debezium wrote to a stream, as change rows.
+
+    The rows hold the declared columns and ``_rescued_data``; the metadata columns of change rows are there when selected.
+
+    Args:
+        stream: What carries the events: ``read_kafka`` with ``format="binary"`` or ``"string"``.
+        schema: Columns of the table, as DDL or Arrow schema.
+        options: ``tables``, ``types``, ``decimal_handling_mode``, ``unavailable_value_placeholder``.
+
+    Raises:
+        DefinitionError: An unknown option, no schema, or no stream. Not retryable.
+    """
+    from connectors.debezium import DebeziumSettings
+
+    line = calling_line()
+    if not isinstance(stream, Stream):
+        raise DefinitionError(
+            "read_debezium() takes a stream",
+            where=line,
+            code="ARGUMENT_INVALID",
+            found=type(stream).__name__,
+            expected="what wl.read_kafka returns",
+        )
+    with located(line):
+        settings = DebeziumSettings.build("read_debezium()", {"schema": schema, **options})
+    return stream._with(Decode(settings=settings, where=line))
 
 
 def read_files(path: str, format: str, schema: str | pa.Schema | None = None, **options: Any) -> Stream:

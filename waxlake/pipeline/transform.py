@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
 
 from waxlake.pipeline.definitions import (
+    Decode,
     Drop,
     Expect,
     Expectation,
@@ -23,6 +25,7 @@ from waxlake.pipeline.definitions import (
     Step,
     Where,
     WithColumns,
+    located,
 )
 from waxlake.pipeline.expectations import FAILED_RULES, judge, verdict_column
 from waxlake.pipeline.sql import (
@@ -42,7 +45,16 @@ from waxlake.stream.errors import DefinitionError, WaxlakeError
 from waxlake.stream.schema import cast_exact, delta_schema, no_rows
 from waxlake.stream.settings import nearest
 
+if TYPE_CHECKING:
+    from connectors.debezium import DebeziumDecoder, DebeziumSettings
+
 __all__ = ["Outcome", "Transform", "mentioned"]
+
+
+def _debezium() -> type[DebeziumDecoder]:
+    from connectors.debezium import DebeziumDecoder
+
+    return DebeziumDecoder
 
 
 def mentioned(steps: Iterable[Step], names: Iterable[str]) -> frozenset[str]:
@@ -57,6 +69,8 @@ def mentioned(steps: Iterable[Step], names: Iterable[str]) -> frozenset[str]:
             texts += step.expressions
         elif isinstance(step, WithColumns):
             texts += [expression for _, expression in step.columns]
+        elif isinstance(step, Decode):
+            texts += _debezium().needs
         elif isinstance(step, Expect):
             texts += [rule.sql for rule in step.expectations]
     text = "\n".join(texts)
@@ -88,6 +102,20 @@ class _PythonStage:
     function: Callable[[pa.Table], pa.Table]
     schema: pa.Schema | None
     where: str
+
+
+@dataclass(slots=True)
+class _Decoders:
+    """A decoder for each thread that asks for one."""
+
+    settings: DebeziumSettings
+    by_thread: dict[int, DebeziumDecoder] = field(default_factory=dict)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        thread = threading.get_ident()
+        if thread not in self.by_thread:
+            self.by_thread[thread] = _debezium()(self.settings)
+        return self.by_thread[thread].decode(table)
 
 
 @dataclass(slots=True)
@@ -265,6 +293,8 @@ class _Compiler:
                 stage = _PythonStage(step.function, step.schema, step.where)
                 transform._stages.append(stage)
                 self._now = self._input = transform._call(stage, self._now)
+            elif isinstance(step, Decode):
+                self._decode(step)
             elif isinstance(step, Expect):
                 self._judge(step.dataset, step.expectations)
             else:
@@ -273,6 +303,16 @@ class _Compiler:
         if transform.expectations:
             self._push(self._with_rules(transform.expectations))
         self._close()
+
+    def _decode(self, step: Decode) -> None:
+        """Decode records; what the source hides stays hidden, and the metadata of the changes joins it."""
+        self._close()
+        stage = _PythonStage(_Decoders(step.settings), None, step.where)
+        self._transform._stages.append(stage)
+        with located(step.where):
+            self._now = self._input = self._transform._call(stage, self._now)
+        columns = self._now.column_names
+        self._hidden = [name for name in (*self._hidden, *_debezium().metadata_columns) if name in columns]
 
     def _from(self) -> str:
         return f"FROM ({self._text}) AS {STREAM}" if self._text else f"FROM {STREAM}"
