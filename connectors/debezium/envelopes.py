@@ -42,11 +42,11 @@ _STRUCTURE = {
 _BINLOG = "(try_cast(regexp_extract(s.source.file, '([0-9]+)$', 1) AS BIGINT) << 36) + s.source.pos"
 # What shares topics with changes and is none: heartbeats, borders of transactions, schema changes, logical messages.
 _QUERY = f"""
-SELECT CASE WHEN json_type(j) = 'NULL' THEN 'skip'
-            WHEN s.op IN ('c', 'u', 'r') AND json_type(s.after) = 'OBJECT' THEN s.op
-            WHEN s.op = 'd' AND json_type(s.before) = 'OBJECT' THEN 'd'
+SELECT CASE WHEN s.op IN ('c', 'u', 'r') AND starts_with(s.after::VARCHAR, '{{') THEN s.op
+            WHEN s.op = 'd' AND starts_with(s.before::VARCHAR, '{{') THEN 'd'
             WHEN s.op = 't' THEN 't'
             WHEN s.op = 'm' AND json_exists(j, '$.message') THEN 'skip'
+            WHEN json_type(j) = 'NULL' THEN 'skip'
             WHEN s.op IS NOT NULL OR j IS NULL OR json_type(j) <> 'OBJECT' THEN 'bad'
             WHEN json_exists(j, '$.payload') THEN 'nested'
             WHEN json_extract_string(j, '$.status') IN ('BEGIN', 'END') AND json_exists(j, '$.id') THEN 'skip'
@@ -54,13 +54,13 @@ SELECT CASE WHEN json_type(j) = 'NULL' THEN 'skip'
             WHEN json_keys(j) = ['ts_ms'] THEN 'skip'
             ELSE 'bad' END AS kind,
        CASE s.op WHEN 'd' THEN s.before WHEN 't' THEN '{{}}' ELSE s.after END::VARCHAR AS image,
-       NOT contains(v, image) AND s.op <> 't' AND regexp_matches(v, '{EXOTIC_NUMBER}') AS is_exotic,
+       CASE WHEN contains(v, image) OR s.op = 't' THEN false ELSE regexp_matches(v, '{EXOTIC_NUMBER}') END AS is_exotic,
        coalesce(s.payload::VARCHAR, 'null') AS payload,
        CASE WHEN kind = 'nested' THEN s.schema::VARCHAR END AS schema,
        concat_ws('.', CASE WHEN c IN ('mysql', 'mariadb', 'mongodb', 'vitess') THEN s.source.db
                            ELSE coalesce(s.source.schema, s.source.db) END,
                       coalesce(s.source.table, s.source.collection)) AS source_table,
-       CASE c WHEN 'postgresql' THEN coalesce(try_cast(json_extract_string(s.source.sequence, '$[0]') AS BIGINT), s.source.lsn)
+       CASE c WHEN 'postgresql' THEN coalesce(try_cast(split_part(s.source.sequence, '"', 2) AS BIGINT), s.source.lsn)
               WHEN 'oracle' THEN coalesce(s.source.commit_scn, s.source.scn)
               WHEN 'mysql' THEN {_BINLOG} WHEN 'mariadb' THEN {_BINLOG} END AS position,
        CASE c WHEN 'postgresql' THEN coalesce(s.transaction.total_order - 1, s.source.lsn)
