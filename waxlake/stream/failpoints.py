@@ -11,7 +11,7 @@ import signal
 import threading
 from typing import Final
 
-__all__ = ["FAILPOINTS", "failpoint"]
+__all__ = ["FAILPOINTS", "FILES_FAILPOINTS", "failpoint"]
 
 FAILPOINTS: Final = (
     "files-written",  # data files are in the table's folder, no commit names them yet
@@ -24,6 +24,14 @@ FAILPOINTS: Final = (
     "quarantine-committed",  # both are durable
 )
 
+FILES_FAILPOINTS: Final = (
+    "state-fold",  # the tables hold the rows, what they say about files is not yet in the journal
+    "state-folded",  # it is
+    "clean-copied",  # a file that is to be moved is at its destination too
+    "clean-removed",  # files are gone from the source, the journal does not say so
+    "clean-noted",  # it does
+)
+
 _name, _, _count = os.environ.get("WAXLAKE_FAILPOINT", "").partition(":")
 _left = int(_count or 1)
 _lock = threading.Lock()
@@ -33,7 +41,7 @@ def failpoint(name: str) -> None:
     """Kill this process with SIGKILL if it was started to die here; else do nothing.
 
     Args:
-        name: One of ``FAILPOINTS``.
+        name: One of ``FAILPOINTS`` or ``FILES_FAILPOINTS``.
     """
     if name != _name:
         return
