@@ -235,6 +235,30 @@ def sql(
     _echo_rows(run_sql(_load_graph(spec, param), query), is_json=json)
 
 
+@app.command("files-state")
+def files_state(
+    table: Annotated[str, typer.Argument(help="A table that read_files feeds.")],
+    state: Annotated[
+        str | None, typer.Option("--state", help="Only pending, committed, failed, skipped or missing files.")
+    ] = None,
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what became of each file of a table's sources: state, commit, rows, rescued rows, error."""
+    import pyarrow.compute as pc
+
+    from waxlake.pipeline.file_states import FILE_STATES, file_states
+    from waxlake.stream.settings import nearest
+
+    if state is not None and state not in FILE_STATES:
+        raise UsageError(f"unknown state {state!r}", code="OPTION_INVALID", remedy=nearest(state, FILE_STATES))
+    found = file_states(_load_graph(spec, param), table)
+    if state is not None:
+        found = found.filter(pc.equal(found.column("state"), state))
+    _echo_rows(found, is_json=json)
+
+
 @app.command()
 def status(param: ParamOption = None, spec: SpecOption = None, json: JsonOption = False) -> None:
     """Show the last update, and each table's positions, backlog and rule counts."""

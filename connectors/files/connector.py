@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,8 @@ import pyarrow as pa
 
 from connectors.files.formats.choice import make_format
 from connectors.files.inference import infer_schema
-from connectors.files.ledger import Ledger
+from connectors.files.journal import FileJournal
+from connectors.files.ledger import Ledger, NumberedFile
 from connectors.files.local_store import LocalStore
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
@@ -19,7 +21,7 @@ from connectors.files.settings import FilesSettings
 from connectors.files.store import Store
 from waxlake.stream.ddl import parse_ddl, to_ddl
 from waxlake.stream.delta_table import TableLocation
-from waxlake.stream.errors import TerminalError, UserError
+from waxlake.stream.errors import TerminalError, UserError, WaxlakeError
 from waxlake.stream.position import RowPosition
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState
 from waxlake.stream.standalone import StandaloneSource
@@ -151,7 +153,29 @@ class FilesConnector:
             empty=pa.schema(fields).empty_table(),
             provenance=Provenance(has_metadata=has_metadata),
             discover=self.discover,
+            on_failure=self._note_failure,
         )
+
+    def confirm(self, plan: SourcePlan, durable: Mapping[str, int]) -> None:
+        """Clean up files that every table holds, if the settings say so."""
+
+    @property
+    def identity(self) -> str | None:
+        """Identity of the source, without a look at its files; None if it was never read."""
+        with self._lock:
+            return f"files:{self._source}@{self._ledger.table_id}" if self._ledger.exists() else None
+
+    def journal(self) -> FileJournal:
+        """Return what became of each file, for one user."""
+        return FileJournal(self._location)
+
+    def ledger(self) -> Ledger:
+        """Return the ledger, for one user."""
+        return Ledger(self._location, self._source)
+
+    def _note_failure(self, file: NumberedFile, error: WaxlakeError) -> None:
+        with contextlib.suppress(WaxlakeError):  # what stopped the source is the error to be told
+            self.journal().failed(file.number, file.edition, str(error))
 
     @property
     def _store(self) -> Store:

@@ -39,7 +39,9 @@ JOURNAL_SCHEMA: Final = pa.schema(
         pa.field("rows", pa.int64(), metadata={"comment": "Rows read of the file in that commit"}),
         pa.field("rescued", pa.int64(), metadata={"comment": "Those with rescued data; NULL if it was not looked at"}),
         pa.field("at", pa.timestamp("us", tz="UTC"), metadata={"comment": "When"}),
-        pa.field("error", pa.string(), metadata={"comment": "Why it was left out, stopped the source or was not cleaned"}),
+        pa.field(
+            "error", pa.string(), metadata={"comment": "Why it was left out, stopped the source or was not cleaned"}
+        ),
         pa.field("edition", pa.int32(), metadata={"comment": "Edition of the file that failed"}),
         pa.field("moved_to", pa.string(), metadata={"comment": "Where clean-up moved it"}),
     ]
@@ -142,9 +144,7 @@ class FileJournal:
         if self._handle is None:
             comment = "What became of each file of a source"
             is_there = self._location.exists()
-            self._handle = (
-                self._location.open() if is_there else self._location.create(JOURNAL_SCHEMA, comment=comment)
-            )
+            self._handle = self._location.open() if is_there else self._location.create(JOURNAL_SCHEMA, comment=comment)
         return self._handle
 
     def _commit(

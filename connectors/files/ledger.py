@@ -255,6 +255,11 @@ class Ledger:
             )
         return list(latest.values())
 
+    def rows(self) -> pa.Table:
+        """Return what is known of every file, in the order of their numbers; of a file that changed, its last edition last."""
+        rows = self._between(0, self.next_number)
+        return rows.sort_by([("number", "ascending"), ("edition", "ascending")])
+
     def totals(self, first: int, last: int) -> tuple[int, int]:
         """Return how many files have numbers in ``[first, last)``, and their bytes; a change of edition counts twice."""
         sizes = self._between(first, last, ["size_bytes"])

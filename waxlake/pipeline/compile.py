@@ -16,7 +16,8 @@ from bytewax.testing import TestingSource
 
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
-from waxlake.pipeline.plan import DurablePositions, RunPlan, SourceGroup
+from waxlake.pipeline.file_states import durable_positions
+from waxlake.pipeline.plan import RunPlan, SourceGroup
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
 from waxlake.stream.batch import MicroBatch
@@ -89,7 +90,7 @@ def _read_control(checked: CheckedGraph, group: SourceGroup, plan: RunPlan, stat
         gate=lambda: state.gate(group),
         on_error=lambda error: state.fail_group(group, error),
         on_retry=lambda error, wait_s: state.retrying(group, error, wait_s),
-        durable=DurablePositions(checked, group, plan.sources[group.key]),
+        durable=durable_positions(checked, group, plan.sources[group.key]),
         give_up_after_s=checked.graph.spec.give_up_after if plan.is_bounded else None,
         fan_out=len(group.flows),
     )

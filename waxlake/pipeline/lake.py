@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["StoredTable", "TableFacts", "first_rows", "run_sql", "stored_tables", "table_facts"]
 
 _UNKNOWN_TABLE = re.compile(r"Table with name \"?([\w.]+)\"? does not exist")
+_FILE_STATES = re.compile(r"\b(?:cloud_)?files_state\s*\(\s*(?:TABLE\s*\(\s*)?['\"]?([\w.]+)['\"]?\s*\)?\s*\)", re.I)
 _READS_CATALOG = re.compile(r"\b(show|describe|information_schema|duckdb_\w+)\b", re.I)
 
 
@@ -125,7 +126,8 @@ def run_sql(graph: Graph, text: str) -> pa.Table:
 
     Args:
         graph: The pipeline.
-        text: ``SELECT …`` in DuckDB's dialect, tables by name.
+        text: ``SELECT …`` in DuckDB's dialect, tables by name; ``files_state('table')`` and, as Auto Loader spells it,
+            ``cloud_files_state(TABLE(table))`` are the files of a table.
 
     Raises:
         UserError: The query is wrong, or names a table that is not there. Not retryable.
@@ -135,6 +137,7 @@ def run_sql(graph: Graph, text: str) -> pa.Table:
     tables = stored_tables(graph)
     with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
+        text = _with_file_states(connection, graph, text)
         kind = _kind_of_statement(connection, text)
         for table in _mentioned(tables, text):
             _make_view(connection, graph, table)
@@ -149,6 +152,21 @@ def run_sql(graph: Graph, text: str) -> pa.Table:
             if unknown is not None:
                 raise _missing(graph, tables, unknown[1], UserError) from None
             raise _sql_error(exc) from None
+
+
+def _with_file_states(connection: duckdb.DuckDBPyConnection, graph: Graph, text: str) -> str:
+    """Make what became of the files of each table that the query asks for a table of its own, and return the query on it."""
+    from waxlake.pipeline.file_states import file_states
+
+    names: list[str] = []
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+            connection.register(f"__files_{names.index(match[1])}", file_states(graph, match[1]))
+        return f"(FROM __files_{names.index(match[1])})"
+
+    return _FILE_STATES.sub(replaced, text)
 
 
 def _kind_of_statement(connection: duckdb.DuckDBPyConnection, text: str) -> str:

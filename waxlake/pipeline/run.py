@@ -21,9 +21,9 @@ from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import Cluster, run_processes
 from waxlake.pipeline.compile import build_dataflow
 from waxlake.pipeline.events import Event, EventLog, backfill_from_commits, make_event, progress_events
+from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.plan import (
     Completion,
-    DurablePositions,
     RunPlan,
     SourceGroup,
     claim_tables,
@@ -169,6 +169,8 @@ class PreparedRun:
         if self.state.failures:
             error = next(iter(self.state.failures.values()))
             self.fail(error)
+            with contextlib.suppress(WaxlakeError):  # what stopped the run is the error to be told
+                self.confirm()
             raise error
         if self.state.is_draining():
             result.state = "COMPLETED" if not self.plan.is_bounded else "CANCELED"
@@ -197,7 +199,7 @@ class PreparedRun:
             connector = group.connector
             if source is not None and isinstance(connector, Confirming):
                 with contextlib.suppress(TransientError):
-                    connector.confirm(source, DurablePositions(self.checked, group, source)())
+                    connector.confirm(source, durable_positions(self.checked, group, source)())
 
     def _report_outcome(self, outcome: str, duration_s: float) -> None:
         self.report(
