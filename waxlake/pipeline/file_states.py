@@ -200,7 +200,8 @@ WITH file AS (
 ), failure AS (
   SELECT number, edition, arg_max(error, "at") AS error FROM noted WHERE kind = 'failed' GROUP BY number, edition
 ), cleaned AS (
-  SELECT number, arg_max(kind, "at") AS kind, max("at") AS cleaned_at, arg_max(moved_to, "at") AS moved_to, arg_max(error, "at") AS error
+  SELECT number, arg_max(kind, "at") AS kind, max("at") AS cleaned_at, arg_max(moved_to, "at") AS moved_to,
+         arg_max(error, "at") AS error
   FROM noted WHERE table_id IS NULL AND kind <> 'failed' GROUP BY number
 ), judged AS (
   SELECT file.*, done.done_at, done.version, done."rows", done.rescued, cleaned.kind AS cleaned,
