@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from connectors.files.discovery.discover import Discovery
+from connectors.files.discovery.open import open_discovery, open_store
 from connectors.files.formats.choice import make_format
 from connectors.files.inference import infer_schema
 from connectors.files.journal import FileJournal
 from connectors.files.ledger import Ledger, NumberedFile
-from connectors.files.local_store import LocalStore
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
-from connectors.files.remote_store import URI, RemoteStore
 from connectors.files.settings import FilesSettings
 from connectors.files.store import Store
 from waxlake.stream.ddl import parse_ddl, to_ddl
@@ -30,6 +31,7 @@ __all__ = ["METADATA_COLUMN", "FilesConnector", "FilesSource"]
 
 METADATA_COLUMN = "_metadata"
 RESCUED_COLUMN = "_rescued_data"
+_FORGET_EVERY_S = 3600.0
 
 
 class FilesConnector:
@@ -49,6 +51,8 @@ class FilesConnector:
         self._lock = threading.Lock()
         self._opened_store: Store | None = None
         self._opened_ledger: Ledger | None = None
+        self._opened_discovery: Discovery | None = None
+        self._forget_at_s = 0.0
         self._schema: pa.Schema | None = None
 
     @property
@@ -110,24 +114,20 @@ class FilesConnector:
         with self._lock:
             self._ledger.compact()
             high = RowPosition(self._ledger.next_number).pack()
-            begin = RowPosition(self._ledger.begin or 0).pack()
+            low = RowPosition(self._ledger.low).pack()
+            begin = max(low, RowPosition(self._ledger.begin or 0).pack())
             identity = f"files:{self._source}@{self._ledger.table_id}"
         return SourceState(
             identity=identity,
             name=self.name,
-            partitions={PARTITION: SourceRange(low=0, high=high)},
+            partitions={PARTITION: SourceRange(low=low, high=high)},
             begin={PARTITION: begin},
         )
 
     def discover(self) -> int:
-        """List the path and record what is new; return how many files. Safe to call from any thread."""
+        """Look for new files and record them; return how many. Safe to call from any thread."""
         with self._lock:
-            known = self._ledger.known()
-            found = [file for block in self._store.list_files(known.unknown) for file in block]
-            if not found and self._ledger.begin is not None:
-                return 0
-            self._ledger.refresh()
-            return self._ledger.record(found, include_existing=self.settings.include_existing_files)
+            return self._discovery.look()
 
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
         """Return one group: files are read in the order of their numbers by one reader."""
@@ -146,7 +146,7 @@ class FilesConnector:
         return FilesReader(
             settings=self.settings,
             store=self._store,
-            ledger=Ledger(self._location, self._source),
+            ledger=self._new_ledger(),
             plan=plan.partitions[partitions[0]],
             identity=plan.identity,
             format=make_format(self.settings, schema, has_rescued=has_rescued),
@@ -157,7 +157,18 @@ class FilesConnector:
         )
 
     def confirm(self, plan: SourcePlan, durable: Mapping[str, int]) -> None:
-        """Clean up files that every table holds, if the settings say so."""
+        """Clean up files that every table holds, if the settings say so; forget those that are too old."""
+        self._forget(durable)
+
+    def _forget(self, durable: Mapping[str, int]) -> None:
+        """Forget, now and then, files that are too old to count and that every table has."""
+        age_s, now_s = self.settings.max_file_age, time.monotonic()
+        if age_s is None or PARTITION not in durable or now_s < self._forget_at_s:
+            return
+        self._forget_at_s = now_s + _FORGET_EVERY_S
+        with self._lock:
+            self._ledger.refresh()
+            self._ledger.forget(age_s, time.time(), below=RowPosition.unpack(durable[PARTITION]).major)
 
     @property
     def identity(self) -> str | None:
@@ -171,7 +182,7 @@ class FilesConnector:
 
     def ledger(self) -> Ledger:
         """Return the ledger, for one user."""
-        return Ledger(self._location, self._source)
+        return self._new_ledger()
 
     def _note_failure(self, file: NumberedFile, error: WaxlakeError) -> None:
         with contextlib.suppress(WaxlakeError):  # what stopped the source is the error to be told
@@ -180,14 +191,23 @@ class FilesConnector:
     @property
     def _store(self) -> Store:
         if self._opened_store is None:
-            self._opened_store = _open_store(self.settings)
+            self._opened_store = open_store(self.settings)
         return self._opened_store
 
     @property
     def _ledger(self) -> Ledger:
         if self._opened_ledger is None:
-            self._opened_ledger = Ledger(self._location, self._source)
+            self._opened_ledger = self._new_ledger()
         return self._opened_ledger
+
+    def _new_ledger(self) -> Ledger:
+        return Ledger(self._location, self._source, tracks_versions=self.settings.tracks_versions)
+
+    @property
+    def _discovery(self) -> Discovery:
+        if self._opened_discovery is None:
+            self._opened_discovery = open_discovery(self.settings, self._store, self._ledger)
+        return self._opened_discovery
 
     @property
     def _source(self) -> str:
@@ -224,15 +244,6 @@ class FilesConnector:
                 remedy="Declare it, as in schema='id BIGINT, name STRING', or put a first file there",
             )
         return schema
-
-
-def _open_store(settings: FilesSettings) -> Store:
-    """Return the store behind the path; touches nothing yet but the local file system."""
-    path, glob, is_recursive = settings.path, settings.path_glob_filter, settings.recursive
-    match = URI.match(path)
-    if match is None or match.group(1).lower() in ("file", "local"):
-        return LocalStore(path[match.end() :] if match else path, glob, is_recursive)
-    return RemoteStore(path, settings.storage_options, glob, is_recursive)
 
 
 class FilesSource(StandaloneSource):

@@ -52,11 +52,14 @@ LEDGER_SCHEMA = pa.schema(
 )
 _NEXT = "waxlake/ledger"
 _BEGIN = "waxlake/ledger/begin"
+_LOW = "waxlake/ledger/low"
+_FORGOTTEN = "waxlake/ledger/forgotten"  # greatest modification time of a file that was forgotten, and 1, microseconds
 _SOURCE_PROPERTY = "waxlake.source"
 _SCHEMA_PROPERTY = "waxlake.schema"
 _PROPERTIES = {"delta.logRetentionDuration": "interval 1 days"}  # a commit at every poll that finds something is many
 _ATTEMPTS = 30
 _REOPEN_AFTER_REFRESHES = 200
+_RESUME_OVERLAP = 1000  # a page of S3: listing them again costs no request
 _EDITION_BITS = 32
 _MAX_EDITION = 15
 _WRITER = WriterProperties(compression="ZSTD", max_row_group_size=1 << 16)  # small groups: a range of numbers reads few
@@ -103,14 +106,16 @@ class Ledger:
     Args:
         location: Where the Delta table lies.
         source: What is listed, without credentials; a ledger never serves another source.
+        tracks_versions: Whether a file that changed is a new file; else a file is its path.
     """
 
-    def __init__(self, location: TableLocation, source: str) -> None:
-        self._location, self._source = location, source
+    def __init__(self, location: TableLocation, source: str, *, tracks_versions: bool = False) -> None:
+        self._location, self._source, self._tracks_versions = location, source, tracks_versions
         self._handle: DeltaTable | None = None
         self._refreshes = 0
         self._known = KnownNames()
         self._loaded: set[str] = set()
+        self._last: list[str] | None = None
 
     @property
     def table_id(self) -> str:
@@ -127,6 +132,24 @@ class Ledger:
         """The number a flow without a position starts at; None until the first listing was recorded."""
         version = self._open().transaction_version(_BEGIN)
         return None if version is None else int(version)
+
+    @property
+    def low(self) -> int:
+        """The first number it remembers; more than 0 after it forgot old files."""
+        return int(self._open().transaction_version(_LOW) or 0)
+
+    def stored(self, app: str) -> int | None:
+        """Return a position that was stored together with files; None if there is none."""
+        version = self._open().transaction_version(app)
+        return None if version is None else int(version)
+
+    def oldest_considered_us(self, max_age_s: float | None, now_s: float) -> int:
+        """Return the modification time below which files do not count: they are too old, or were forgotten.
+
+        What was forgotten stays out for good, also if the clock or the greatest age is set back: it would be read again.
+        """
+        forgotten = self.stored(_FORGOTTEN) or 0
+        return forgotten if max_age_s is None else max(forgotten, int((now_s - max_age_s) * 1e6))
 
     def exists(self) -> bool:
         """Return whether the ledger was made already."""
@@ -163,7 +186,7 @@ class Ledger:
             self._handle.update_incremental()
 
     def known(self) -> KnownNames:
-        """Return the paths that have a number. Reads only what it has not read yet."""
+        """Return the paths that have a number, or the versions of files. Reads only what it has not read yet."""
         names = self._data_files()
         fresh = sorted(names - self._loaded)
         if fresh:
@@ -171,19 +194,44 @@ class Ledger:
             self._loaded = names
         return self._known
 
-    def _known_from(self, names: Sequence[str]) -> None:
-        with delta_errors(f"read the file ledger '{self._location.label}'"):
-            for batch in self._dataset(names).to_batches(columns=["path"], batch_readahead=2, fragment_readahead=2):
-                self._known.add(batch.column(0).to_pylist())
+    def path_to_resume_after(self) -> str:
+        """Return the path 1,000 known files before the last one, in the order of paths; empty if there are not as many."""
+        if self._last is None:
+            self._loaded, self._last = set(), []
+        self.known()
+        return self._last[0] if len(self._last) == _RESUME_OVERLAP else ""
 
-    def record(self, found: Iterable[FoundFile], *, include_existing: bool = True) -> int:
+    def _known_from(self, names: Sequence[str]) -> None:
+        columns = ["path", "size_bytes", "etag", "modified_at"] if self._tracks_versions else ["path"]
+        with delta_errors(f"read the file ledger '{self._location.label}'"):
+            for batch in self._dataset(names).to_batches(columns=columns, batch_readahead=2, fragment_readahead=2):
+                paths = batch.column("path").to_pylist()
+                self._known.add(_versions(batch) if self._tracks_versions else paths)
+                if self._last is not None:
+                    self._last = sorted({*self._last, *paths})[-_RESUME_OVERLAP:]
+
+    def _keys(self, files: Sequence[FoundFile]) -> list[str]:
+        return [file.version for file in files] if self._tracks_versions else [file.path for file in files]
+
+    def record(
+        self,
+        found: Iterable[FoundFile],
+        *,
+        include_existing: bool = True,
+        by_path: bool = False,
+        marks: Mapping[str, int] | None = None,
+        is_due: bool = False,
+    ) -> int:
         """Give each new file the next number, in order of (modification time, path), in one commit.
 
         Called at the start of a run and at each poll. Safe to repeat after a crash and beside another run.
 
         Args:
-            found: Files that were listed; those with a number are left alone.
+            found: Files that were found; those with a number are left alone.
             include_existing: Whether flows start before the files of the very first listing, or after them.
+            by_path: Give numbers in order of paths instead.
+            marks: App ids and positions to store in the same commit; none of them ever goes back.
+            is_due: Whether the marks are to be stored even if no file is new.
 
         Returns:
             How many were new.
@@ -191,25 +239,30 @@ class Ledger:
         Raises:
             TransientError: Others write the ledger all the time, or the store does not answer. Retryable.
 
-        Guarantee: a path has one number, a number one path, whatever runs beside or dies in between.
+        Guarantee: a file has one number, a number one file, whatever runs beside or dies in between.
         """
-        candidates = list({file.path: file for file in found}.values())
+        found = list(found)
+        candidates = list(dict(zip(self._keys(found), found, strict=True)).values())
         for attempt in range(_ATTEMPTS):
-            unknown = self.known().unknown([file.path for file in candidates])
-            new = sorted(candidates[index] for index in unknown)
+            unknown = self.known().unknown(self._keys(candidates))
+            new = sorted((candidates[index] for index in unknown), key=_path if by_path else None)
             begin = self.begin
-            if not new and begin is not None:
+            if not new and begin is not None and not is_due:
                 return 0
             first = self.next_number
-            versions = {_NEXT: first + len(new)}
+            versions = {app: max(mark, self.stored(app) or 0) for app, mark in (marks or {}).items()}
+            versions[_NEXT] = first + len(new)
             if begin is None:
                 versions[_BEGIN] = 0 if include_existing else first + len(new)
             if self._commit(_rows(new, first), versions, attempt):
                 return len(new)
         raise self._contention()
 
-    def replace_edition(self, file: NumberedFile, now: FoundFile) -> NumberedFile:
+    def replace_edition(self, file: NumberedFile, now: FoundFile) -> NumberedFile | None:
         """Record that an unread file has changed and return its new edition, under the same number.
+
+        Returns:
+            None if the changed file has a number of its own already (only if it tracks versions).
 
         Raises:
             TransientError: Others write the ledger all the time. Retryable.
@@ -218,6 +271,8 @@ class Ledger:
             current = self.files(file.number, file.number + 1)[0]
             if current.found.is_same_content(now):
                 return current
+            if self._tracks_versions and not self.known().unknown([now.version]):
+                return None
             if current.edition >= _MAX_EDITION:
                 raise TerminalError(
                     f"cannot read file '{now.path}'",
@@ -265,6 +320,39 @@ class Ledger:
         sizes = self._between(first, last, ["size_bytes"])
         return last - first, pc.sum(sizes.column(0)).as_py() or 0
 
+    def forget(self, max_age_s: float, now_s: float, *, below: int) -> int:
+        """Forget the first files, as far as all of them are too old and have been read; return how many.
+
+        Safe at any time: files of that age do not count any more (``oldest_considered_us``).
+
+        Args:
+            max_age_s: Age from which a file is too old, by its modification time.
+            now_s: Seconds since 1970.
+            below: Number up to which every table has them.
+        """
+        low, cutoff_us = self.low, int((now_s - max_age_s) * 1e6)
+        head = [file for file in ledger_files(self._open()) if file.can_hold(low, below)]
+        rows = self._between(low, below, ["number", "modified_at"])
+        is_kept = pc.greater_equal(rows.column("modified_at").cast(pa.int64()), cutoff_us)
+        kept = pc.min(rows.column("number").filter(is_kept)).as_py()
+        last = below if kept is None else kept
+        gone = [file for file in head if file.high is not None and file.high < last]
+        cut = [file for file in head if file not in gone and (file.low is None or file.low < last)]
+        if last <= low or not rows.num_rows:
+            return 0
+        newest = rows.filter(pc.less(rows.column("number"), last)).column("modified_at").cast(pa.int64())
+        forgotten_us = max(self.stored(_FORGOTTEN) or 0, pc.max(newest).as_py() + 1)
+        actions: list[AddAction | RemoveAction] = [*removals([*gone, *cut])]
+        with delta_errors(f"write the file ledger '{self._location.label}'"):
+            rest = self._dataset([file.path for file in cut]).to_table(filter=pc.field("number") >= last)
+            if len(rest):
+                actions.append(merged_file(self._location, rest))
+        versions = {_NEXT: self.next_number, _LOW: last, _FORGOTTEN: forgotten_us}
+        if not self._commit(None, versions, 0, actions=actions):
+            return 0
+        self._vacuum()
+        return last - low
+
     def compact(self) -> None:
         """Merge small data files if there are many, so that the ledger opens fast; given up if another run commits."""
         small = small_files(ledger_files(self._open()))
@@ -278,8 +366,11 @@ class Ledger:
             added = merged_file(self._location, rows)
         if self._commit(None, {_NEXT: self.next_number}, 0, actions=[*removals(small), added]):
             self._loaded = self._loaded - set(names) | {added.path}
-            with delta_errors(f"clean up the file ledger '{self._location.label}'"):
-                vacuum(self._open())
+            self._vacuum()
+
+    def _vacuum(self) -> None:
+        with delta_errors(f"clean up the file ledger '{self._location.label}'"):
+            vacuum(self._open())
 
     def _commit(
         self,
@@ -358,6 +449,19 @@ class Ledger:
         return pa_dataset.dataset(
             list(names), schema=LEDGER_SCHEMA, filesystem=self._location.filesystem(), format="parquet"
         )
+
+
+def _path(file: FoundFile) -> str:
+    return file.path
+
+
+def _versions(batch: pa.RecordBatch) -> list[str]:
+    columns = [batch.column(name).to_pylist() for name in ("path", "size_bytes", "etag")]
+    times = batch.column("modified_at").cast(pa.int64()).to_pylist()
+    rows = zip(*columns, times, strict=True)
+    return [
+        FoundFile(modified_us, path, size_bytes, etag or "").version for path, size_bytes, etag, modified_us in rows
+    ]
 
 
 def _rows(files: Sequence[FoundFile], first: int, edition: int = 0) -> pa.Table:

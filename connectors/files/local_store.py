@@ -49,6 +49,17 @@ class LocalStore:
             path = os.path.dirname(path)
         return path
 
+    def admits(self, path: str) -> bool:
+        """Return whether a path fits."""
+        if self._single:
+            return path == self.root
+        start = f"{self.root.rstrip('/')}/"
+        return path.startswith(start) and self._filter.fits(path[len(start) :])
+
+    def path_of(self, bucket: str, key: str) -> str | None:
+        """Return None: no notification tells of local files."""
+        return None
+
     def list_files(self, unknown: Unknown = everything, *, after: str = "") -> Iterator[list[FoundFile]]:
         """Yield the files that fit and are not known, some thousand at a time; known ones cost no look at the file."""
         if self._single:

@@ -78,7 +78,7 @@ class FilesReader:
         self._is_resuming = True
         bounds = Bounds(
             rows=settings.max_rows_per_batch,
-            size_bytes=settings.max_bytes_per_batch,
+            size_bytes=min(settings.max_bytes_per_batch, settings.max_bytes_per_trigger or 1 << 62),
             files=settings.max_files_per_trigger or 1 << 62,
         )
         self._pieces = PieceQueue(bounds, plan.fences)
@@ -195,14 +195,15 @@ class FilesReader:
         file, cause = problem.file, problem.cause
         if isinstance(cause, FileChanged) and not self._contents.row and self._stored_max <= file.begin:
             self._is_waiting = not self._is_settled(cause.now)
-            if not self._is_waiting:
-                self._files[0] = self._ledger.replace_edition(file, cause.now)
-            return
+            edition = None if self._is_waiting else self._ledger.replace_edition(file, cause.now)
+            self._files[0] = edition or file
+            if self._is_waiting or edition is not None:
+                return  # else the changed file has a number of its own
         error, settings = problem.error(), self._settings
         if isinstance(cause, FileGone):
             is_ignored = settings.ignore_missing_files or settings.on_data_loss == "skip"
         elif isinstance(cause, FileChanged):
-            is_ignored = settings.on_data_loss == "skip"
+            is_ignored = settings.tracks_versions or settings.on_data_loss == "skip"
         else:
             is_ignored = settings.ignore_corrupt_files
         if is_ignored:

@@ -150,13 +150,21 @@ class RemoteStore:
             return []
         return [file] if file.size_bytes and unknown([file.path]) else []
 
+    def admits(self, path: str) -> bool:
+        """Return whether a path fits."""
+        if path == self.root:
+            return self._fits("")
+        return path.startswith(f"{self.root}/") and self._fits(path[len(self.root) + 1 :])
+
+    def path_of(self, bucket: str, key: str) -> str | None:
+        """Return the URI of an object."""
+        path = f"{self._protocol}://{bucket}/{key}"
+        return path if path.startswith(f"{self.root}/") or path == self.root else None
+
     def _fits(self, relative: str) -> bool:
-        folder, _, name = (relative or self.root.rpartition("/")[2]).rpartition("/")
-        if not self._filter.admits_name(name) or not self._filter.admits(relative):
-            return False
-        if self._protocol in _HTTP and "?" in name:
-            return False  # a link that sorts the listing
-        return not folder or not any(part.startswith(("_", ".")) for part in folder.split("/"))
+        relative = relative or self.root.rpartition("/")[2]
+        is_sorting_link = self._protocol in _HTTP and "?" in relative
+        return not is_sorting_link and self._filter.fits(relative)
 
     def _path(self, relative: str) -> str:
         return f"{self.root}/{relative}" if relative else self.root

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from connectors.files.discovery.settings import DiscoverySettings
 from connectors.files.options import OPTIONS, FormatOptions
 from connectors.files.outcome_settings import OutcomeSettings
 from waxlake.stream.ddl import parse_ddl
@@ -22,7 +23,7 @@ _MANAGED: Final = frozenset({"path", "format", "options", "declared_schema"})
 _LATER_FORMATS: Final = ("avro", "orc", "text", "binaryfile", "xml")
 
 
-class FilesSettings(OutcomeSettings):
+class FilesSettings(OutcomeSettings, DiscoverySettings):
     """Settings of a files source; option names are those of Auto Loader in snake_case."""
 
     path: str = Field(
@@ -37,20 +38,9 @@ class FilesSettings(OutcomeSettings):
         repr=False,
         description="Options of the files' store, under their delta-rs names",
     )
-    path_glob_filter: str | None = Field(
-        default=None, min_length=1, description="Read only files whose name fits this glob: * ? [a-z] {a,b}"
-    )
-    recursive: bool = Field(default=True, description="Read files of sub-folders too")
-    include_existing_files: bool = Field(
-        default=True, description="Read the files that were there before the first run; looked at in the first run only"
-    )
-    max_files_per_trigger: int | None = Field(default=None, ge=1, description="Most files in one micro-batch")
     max_rows_per_batch: int = Field(default=100_000, ge=1, le=10_000_000, description="Most rows in one micro-batch")
     max_bytes_per_batch: int = Field(
         default=32 << 20, ge=1, le=1 << 30, description="Bytes after which a micro-batch is closed"
-    )
-    poll_interval_s: float = Field(
-        default=2.0, ge=0.01, le=86_400, description="Seconds between two listings in a continuous run"
     )
     settle_s: float = Field(
         default=1.0,

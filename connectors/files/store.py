@@ -45,6 +45,11 @@ class FoundFile(NamedTuple):
     size_bytes: int
     etag: str = ""
 
+    @property
+    def version(self) -> str:
+        """What tells this version of the file from others: path and content tag, or path, time and size."""
+        return f"{self.path}\x00{self.etag or self.modified_us}\x00{self.size_bytes}"
+
     def is_same_content(self, other: FoundFile) -> bool:
         """Return whether both are the same version of the file: by tag if both have one, else by time and size."""
         if self.etag and other.etag:
@@ -101,6 +106,14 @@ class Store(Protocol):
 
     def check(self) -> str | None:
         """Return None if the path is there, else the nearest parent that is."""
+        ...
+
+    def admits(self, path: str) -> bool:
+        """Return whether a path fits: below the root, its pattern and name, neither hidden nor unfinished."""
+        ...
+
+    def path_of(self, bucket: str, key: str) -> str | None:
+        """Return the path of an object that a notification names; None if it cannot be one of this store."""
         ...
 
     def list_files(self, unknown: Unknown = everything, *, after: str = "") -> Iterator[list[FoundFile]]:
@@ -164,6 +177,15 @@ class PathFilter:
     def admits(self, relative: str) -> bool:
         """Return whether the path fits the pattern."""
         return self._pattern is None or self._pattern.fullmatch(relative) is not None
+
+    def fits(self, relative: str) -> bool:
+        """Return whether a file fits in every way: name, pattern, depth, and no hidden folder above it."""
+        folder, _, name = relative.rpartition("/")
+        if not self.admits_name(name) or not self.admits(relative):
+            return False
+        if folder and not self.is_recursive and not self._is_deep:
+            return False
+        return not folder or not any(part.startswith(("_", ".")) for part in folder.split("/"))
 
 
 @contextmanager
