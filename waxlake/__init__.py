@@ -16,7 +16,17 @@ from waxlake.pipeline.declare import (
     table,
     temporary_view,
 )
-from waxlake.pipeline.stream import Batch, Stream, read, read_debezium, read_files, read_kafka, read_stream, sql
+from waxlake.pipeline.stream import (
+    Batch,
+    Stream,
+    read,
+    read_debezium,
+    read_files,
+    read_kafka,
+    read_postgres,
+    read_stream,
+    sql,
+)
 
 __all__ = [
     "Batch",
@@ -37,6 +47,7 @@ __all__ = [
     "read_debezium",
     "read_files",
     "read_kafka",
+    "read_postgres",
     "read_stream",
     "sql",
     "table",

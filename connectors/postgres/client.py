@@ -29,7 +29,9 @@ _AWAY: Final = re.compile(
     r"remaining connection slots|eof detected|no route to host|lost synchronization",
     re.I,
 )
-_LOST: Final = re.compile(r"has already been removed|can no longer (get|be)|invalidated|replication slot .* does not exist", re.I)
+_LOST: Final = re.compile(
+    r"has already been removed|can no longer (get|be)|invalidated|replication slot .* does not exist", re.I
+)
 _STATUS: Final = struct.Struct(">cqqqqb")
 _EPOCH_2000_S: Final = 946_684_800
 
@@ -52,7 +54,9 @@ def server_label(dsn: str) -> str:
         UsageError: ``POSTGRES_DSN``: it is no DSN. Its text is not shown: it may hold a password. Not retryable.
     """
     parts = _parts(dsn)
-    return f"{parts.get('host') or 'local'}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
+    return (
+        f"{parts.get('host') or 'local'}:{parts.get('port') or 5432}/{parts.get('dbname') or parts.get('user') or ''}"
+    )
 
 
 def _parts(dsn: str) -> dict[str, str]:
@@ -135,7 +139,9 @@ def _mapped(what: str, exc: psycopg2.Error) -> ExternalError:
             expected="a slot that still has the changes since the last run",
             remedy="Set on_slot_lost='resnapshot' to load the tables again, and max_slot_wal_keep_size to a larger value",
         )
-    if _DENIED.match(state) or re.search(r"authentication failed|pg_hba\.conf|no password supplied|role .* does not exist", text):
+    if _DENIED.match(state) or re.search(
+        r"authentication failed|pg_hba\.conf|no password supplied|role .* does not exist", text
+    ):
         remedy = "Check user and password of the DSN, and pg_hba.conf (a replication connection has its own lines)"
         return TerminalError(what, code="POSTGRES_AUTHENTICATION", found=said, remedy=remedy)
     if state == "3D000" or re.search(r"database .* does not exist", text):
@@ -143,7 +149,9 @@ def _mapped(what: str, exc: psycopg2.Error) -> ExternalError:
     if _TRANSIENT.fullmatch(state) or (not state and _AWAY.search(text)):
         return TransientError(what, code="POSTGRES_UNREACHABLE", found=said, remedy="Check that the server runs")
     if state == "42501":
-        return TerminalError(what, code="POSTGRES_PRIVILEGE", found=said, remedy="Grant it; docs/postgres.md lists what is needed")
+        return TerminalError(
+            what, code="POSTGRES_PRIVILEGE", found=said, remedy="Grant it; docs/postgres.md lists what is needed"
+        )
     return TerminalError(what, code="POSTGRES_ERROR", found=said)
 
 
@@ -174,6 +182,4 @@ def send_flush(connection: Any, received: int, durable: int, *, wants_reply: boo
     message = _STATUS.pack(b"r", received, durable, durable, microseconds, wants_reply)
     library, handle = _libpq(), connection.pgconn_ptr
     if not handle or library.PQputCopyData(handle, message, len(message)) != 1 or library.PQflush(handle) < 0:
-        raise TransientError(
-            "cannot confirm to PostgreSQL", code="POSTGRES_UNREACHABLE", found="a closed connection"
-        )
+        raise TransientError("cannot confirm to PostgreSQL", code="POSTGRES_UNREACHABLE", found="a closed connection")

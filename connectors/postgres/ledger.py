@@ -1,6 +1,7 @@
-"""What a PostgreSQL source has to remember beside positions: where chunks of a first load end, columns it has seen, and how
-often its slot was made anew. A small Delta table; each commit moves a ``txn`` from a held snapshot, so of two runs that
-decide at the same time one fails and looks again.
+"""What a PostgreSQL source has to remember beside positions.
+
+Where chunks of a first load end, columns it has seen, and how often its slot was made anew: a small Delta table. Each commit
+moves a ``txn`` from a held snapshot, so of two runs that decide at the same time one fails and looks again.
 
 A chunk's end is decided once, before any of its rows is emitted: chunk ``n`` of a table means the same keys in every run.
 """
@@ -71,7 +72,9 @@ class SourceLedger:
     def columns(self, source: str, table: int) -> list[KnownColumn]:
         """Return the columns seen so far, in the order they were first seen."""
         return [
-            KnownColumn(name=v["name"], type=PostgresType(name=v["type"], modifier=v["modifier"], is_array=v["is_array"]))
+            KnownColumn(
+                name=v["name"], type=PostgresType(name=v["type"], modifier=v["modifier"], is_array=v["is_array"])
+            )
             for v in self._values("column", f"{source}/{table}")
         ]
 
@@ -113,9 +116,7 @@ class SourceLedger:
             return
         with delta_errors(f"read the ledger '{self._location.label}'"):
             names = pa.table(self._handle.get_add_actions(flatten=True)).column("path").to_pylist()
-            files = pa_dataset.dataset(
-                names, schema=_SCHEMA, filesystem=self._location.filesystem(), format="parquet"
-            )
+            files = pa_dataset.dataset(names, schema=_SCHEMA, filesystem=self._location.filesystem(), format="parquet")
             rows = files.to_table()
         entries: dict[tuple[str, str], dict[int, Any]] = {}
         columns = [rows.column(name).to_pylist() for name in _SCHEMA.names]

@@ -234,7 +234,7 @@ class ChangedRows:
 
     def _has_moved_key(self) -> np.ndarray:
         """Return which updates changed the key. The old row is there when it did, and always under identity FULL."""
-        has_old = (self._operations == _UPDATE) & (self._tags != _NEW)
+        has_old: np.ndarray = (self._operations == _UPDATE) & (self._tags != _NEW)
         if self._second is None:
             return has_old
         rows = np.nonzero(has_old)[0]
@@ -247,11 +247,13 @@ class ChangedRows:
             both = pc.fill_null(pc.not_equal(old, new), False).to_numpy(zero_copy_only=False)
             one = (self._first.kinds[key] == _NULL)[rows] != (self._second.kinds[key] == _NULL)[rows]
             differs |= (both | one) & (self._second.kinds[key][rows] != _UNCHANGED)
-        has_old[rows] = differs
-        return has_old
+        moved: np.ndarray = has_old.copy()
+        moved[rows] = differs
+        return moved
 
     def _chosen(self, name: str, column: int) -> np.ndarray:
         values: np.ndarray = getattr(self._first, name)[column][self.source_rows]
         if self._second is None:
             return values
-        return np.where(self._is_new, getattr(self._second, name)[column][self.source_rows], values)
+        chosen: np.ndarray = np.where(self._is_new, getattr(self._second, name)[column][self.source_rows], values)
+        return chosen

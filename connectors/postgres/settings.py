@@ -38,16 +38,23 @@ class PostgresSettings(Settings):
         default="fail",
         description="What to do when the slot no longer has the changes since the last run: stop, or load the tables again",
     )
-    initial_load: bool = Field(default=True, description="Load the rows that are there before the changes; False: changes only")
+    initial_load: bool = Field(
+        default=True, description="Load the rows that are there before the changes; False: changes only"
+    )
     text_columns: tuple[str, ...] = Field(
         default=(), description="Columns taken as text whatever their type, `column` or `schema.table.column`"
     )
     load_chunk_rows: int = Field(default=100_000, ge=1, le=10_000_000, description="Rows in one chunk of a first load")
     load_workers: int = Field(default=2, ge=1, le=16, description="Tables that are loaded at the same time")
     load_snapshot_age: Duration = Field(
-        default=60.0, ge=0.1, le=86_400, description="How long one snapshot is held on the source before a new one is taken"
+        default=60.0,
+        ge=0.1,
+        le=86_400,
+        description="How long one snapshot is held on the source before a new one is taken",
     )
-    max_rows_per_batch: int = Field(default=100_000, ge=1, le=10_000_000, description="Most change rows in one micro-batch")
+    max_rows_per_batch: int = Field(
+        default=100_000, ge=1, le=10_000_000, description="Most change rows in one micro-batch"
+    )
     max_bytes_per_batch: int = Field(
         default=16 << 20, ge=1024, le=1 << 30, description="Bytes of changes after which a micro-batch is closed"
     )

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from waxlake.stream.errors import TerminalError, shorten
+from waxlake.stream.errors import SchemaError, TerminalError, shorten
+from waxlake.stream.schema import cast_exact
 
-__all__ = ["SESSION", "PostgresType", "decode_column", "text_array"]
+__all__ = ["SESSION", "PostgresType", "decode_as", "decode_column", "text_array"]
 
 SESSION: Final = {
     "client_encoding": "UTF8",
@@ -139,6 +140,36 @@ def decode_column(texts: pa.Array, kind: PostgresType, *, what: str) -> pa.Array
         ) from exc
 
 
+def decode_as(texts: pa.Array, kind: PostgresType, wanted: PostgresType, *, what: str) -> pa.Array:
+    """Return a column of texts as values of the type it had when it was first seen.
+
+    Args:
+        texts: ``string`` values as the server wrote them.
+        kind: The type they have.
+        wanted: The type the table was made with.
+        what: The column, for errors.
+
+    Raises:
+        TerminalError: ``POSTGRES_VALUE``: a value that its type, or after a change of type the first one, cannot hold. Not
+            retryable.
+    """
+    if kind.arrow == wanted.arrow:
+        return decode_column(texts, kind, what=what)
+    if pa.types.is_string(wanted.arrow):
+        return texts
+    try:
+        values = pa.table({"v": decode_column(texts, kind, what=what)})
+        return cast_exact(values, pa.schema([pa.field("v", wanted.arrow)]), what=what).column(0).combine_chunks()
+    except SchemaError as exc:
+        raise TerminalError(
+            f"cannot go on with {what}: its type was changed to {kind.name}",
+            code="POSTGRES_TYPE_CHANGED",
+            found=exc.found,
+            expected=f"values that {wanted.arrow} holds, the type its tables have",
+            remedy="Delete the tables it feeds, and the ledger, to fill them anew with the new type",
+        ) from exc
+
+
 def _decode(texts: pa.Array, kind: PostgresType) -> pa.Array:
     if kind.is_array:
         return _decode_arrays(texts, kind)
@@ -160,7 +191,7 @@ def _decode_bool(texts: pa.Array) -> pa.Array:
 
 
 def _decode_bytes(texts: pa.Array) -> pa.Array:
-    """Decode ``\\x…`` in one go: the hex digits of all values together."""
+    """Decode hexadecimal text in one go: the digits of all values together."""
     digits = pc.utf8_slice_codeunits(texts, 2, None) if len(texts) else texts
     lengths = pc.fill_null(pc.binary_length(digits), 0).to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(texts) + 1, np.int32)

@@ -36,7 +36,7 @@ from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.spec import Spec
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.tables import LatestTables
-from waxlake.stream.errors import InternalError, PositionMoved, TransientError, UsageError, WaxlakeError
+from waxlake.stream.errors import InternalError, PositionMoved, SourceChanged, TransientError, UsageError, WaxlakeError
 from waxlake.stream.source import Confirming
 
 __all__ = ["PreparedRun", "RunOptions", "UpdateResult", "draining_on_signals", "prepare_run", "run_update"]
@@ -147,6 +147,12 @@ class PreparedRun:
         """Whether only an older run that writes the same tables stood in the way."""
         failures = self.state.failures.values()
         return bool(failures) and not self.state.is_stopping and all(isinstance(e, PositionMoved) for e in failures)
+
+    @property
+    def has_changed_source(self) -> bool:
+        """Whether only columns that the plan did not know stood in the way: planning again adds them."""
+        failures = self.state.failures.values()
+        return bool(failures) and not self.state.is_stopping and all(isinstance(e, SourceChanged) for e in failures)
 
     @property
     def is_idle(self) -> bool:
@@ -352,7 +358,8 @@ def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -
     stopping = threading.Event()
     try:
         with draining_on_signals(stopping.set):
-            for attempt in range(_PLANS):
+            attempt = 0
+            while True:
                 run = prepare_run(
                     spec,
                     [log, *listeners],
@@ -362,11 +369,17 @@ def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -
                     claims=attempt > 0,
                 )
                 _run_once(run, options.workers)
-                if not run.was_overtaken:
+                if not run.has_changed_source:
+                    attempt += 1
+                if not run.has_changed_source and (attempt == _PLANS or not run.was_overtaken):
                     break
+                run.confirm()
+                reason = (
+                    "a source has new columns" if run.has_changed_source else "an older run moved the tables meanwhile"
+                )
                 run.report(
                     "update_progress",
-                    "an older run moved the tables meanwhile; planning again",
+                    f"{reason}; planning again",
                     level="WARN",
                     details={"update_progress": {"state": "RESETTING"}},
                 )

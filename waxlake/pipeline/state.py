@@ -10,7 +10,7 @@ from sinks.delta import CommitReceipt
 from waxlake.pipeline.graph import Graph
 from waxlake.pipeline.plan import Completion, SourceGroup
 from waxlake.stream.clock import Clock
-from waxlake.stream.errors import CommitConflict, TransientError, WaxlakeError
+from waxlake.stream.errors import CommitConflict, SourceChanged, TransientError, WaxlakeError
 
 __all__ = ["Emit", "RunState"]
 
@@ -118,7 +118,7 @@ class RunState:
     def fail(self, dataset: str, error: WaxlakeError) -> bool:
         """Note that a dataset failed; return whether the rest of the run may go on.
 
-        A commit conflict ends the whole run: another run owns the tables.
+        A commit conflict ends the whole run: another run owns the tables. So do new columns of a source: it is planned again.
         """
         with self._lock:
             is_first = dataset not in self.failures
@@ -126,7 +126,7 @@ class RunState:
         if is_first:
             self._emit("flow_progress", str(error), level="ERROR", dataset=dataset, flow=dataset, error=error,
                        details={"flow_progress": {"status": "FAILED"}})  # fmt: skip
-        if isinstance(error, CommitConflict):
+        if isinstance(error, CommitConflict | SourceChanged):
             self.drain()
         return self._isolates
 

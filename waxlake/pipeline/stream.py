@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from waxlake.pipeline.definitions import (
+    DatabaseRead,
     Decode,
     Drop,
     FilesRead,
@@ -25,7 +26,7 @@ from waxlake.pipeline.definitions import (
     calling_line,
     located,
 )
-from waxlake.stream.errors import DefinitionError
+from waxlake.stream.errors import DefinitionError, UsageError
 
 __all__ = [
     "Batch",
@@ -213,6 +214,34 @@ def read_files(path: str, format: str, schema: str | pa.Schema | None = None, **
     with located(calling_line()):
         settings = FilesSettings.of(path, format=format, schema=schema, **options)
     return Stream((Branch(FilesRead(settings=settings, where=calling_line())),))
+
+
+def read_postgres(dsn: str, tables: Sequence[str] | str, **options: Any) -> Stream:
+    """Read tables of a PostgreSQL database as a stream of changes, the rows that are there first.
+
+    Reads over one slot share one connection, whichever tables they name. Rows are change rows: ``_change_type`` and the other
+    change columns are there when selected.
+
+    Args:
+        dsn: libpq URI or key=value text.
+        tables: Tables, ``schema.table``; with several, the rows have the columns of all and ``_table`` tells.
+        options: ``slot``, ``publication`` and further fields of ``PostgresSettings`` (docs/postgres.md).
+
+    Raises:
+        DefinitionError: An unknown option, a value out of bounds. Not retryable.
+    """
+    with located(calling_line()):
+        try:
+            from connectors.postgres import PostgresSettings
+        except ImportError as exc:
+            raise UsageError(
+                "cannot read PostgreSQL",
+                code="POSTGRES_DRIVER_MISSING",
+                found=str(exc),
+                remedy="pip install 'waxlake[postgres]'",
+            ) from exc
+        settings = PostgresSettings.build("read_postgres", {"dsn": dsn, "tables": tables, **options})
+    return Stream((Branch(DatabaseRead(settings=settings, where=calling_line())),))
 
 
 def read_stream(table: str) -> Stream:

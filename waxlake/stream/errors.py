@@ -10,6 +10,7 @@
     │   ├── TransientError        it may pass: retried with back-off
     │   └── TerminalError         it will not pass by itself
     │       ├── SourceMoved       the source no longer holds what the table expects next
+    │       ├── SourceChanged     the source has columns that the plan does not know; planning again settles it
     │       └── CommitConflict    a newer run has taken the table
     │           └── PositionMoved an older run moved it; planning again settles who goes on
     │               └── FilesMoved another writer took away files that were to be replaced
@@ -31,6 +32,7 @@ __all__ = [
     "InternalError",
     "PositionMoved",
     "SchemaError",
+    "SourceChanged",
     "SourceMoved",
     "TerminalError",
     "TransientError",
@@ -146,6 +148,10 @@ class TerminalError(ExternalError):
 
 class SourceMoved(TerminalError):
     """The source no longer holds what the table expects next: going on would lose rows. Not retryable."""
+
+
+class SourceChanged(TerminalError):
+    """The source has columns that the run was not planned for. Not retryable as it is; planning again is."""
 
 
 class CommitConflict(TerminalError):

@@ -19,6 +19,7 @@ FAILPOINTS: Final = (
     "between-tables",  # one table of a shared source has committed, the next has not
     "ledger-write",  # new files were found, the ledger commit is about to happen
     "ledger-written",  # the ledger holds the new files, no row of them was emitted
+    "load-planned",  # ends of chunks of a database's first load were found, the ledger does not hold them
     "quarantine-written",  # quarantine files are written, the primary commit is not
     "quarantine-pending",  # the primary commit is durable, the quarantine commit is not
     "quarantine-committed",  # both are durable

@@ -1,0 +1,341 @@
+"""Follows one replication slot: a thread takes messages ahead and gathers them to segments; the reader decodes those.
+
+A segment ends between two commits, except inside a large one: the server sends a transaction only once it has committed, so
+its rows may be handed on in pieces, which are one in the table (``MicroBatch.is_partial``). Memory stays bounded: what waits
+is at most ``_AHEAD_BYTES`` and the segment that is being gathered; the server keeps the rest.
+
+The server is told what was received every second, also while nobody takes segments, so it never gives up on us; and what is
+durable, once the connector was told.
+"""
+
+from __future__ import annotations
+
+import select
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg2
+
+from connectors.postgres.client import connect_replication, format_lsn, postgres_errors, send_flush
+from connectors.postgres.pgoutput import Relation, RelationRows, parse_relation, truncate_message
+from connectors.postgres.settings import PostgresSettings
+from waxlake.stream.errors import InternalError, TransientError, WaxlakeError, shorten
+
+__all__ = ["ChangeStream", "Segment"]
+
+_AHEAD_BYTES: Final = 48 << 20
+_STATUS_S: Final = 1.0
+_WAIT_S: Final = 0.05
+_GATHER_S: Final = 0.2
+_INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT, _RELATION, _TRUNCATE = (ord(letter) for letter in "IUDBCRT")
+_BEGIN_BODY: Final = struct.Struct(">qqI")
+_COMMIT_BODY: Final = struct.Struct(">Bqqq")
+
+
+@dataclass(slots=True)
+class Segment:
+    """Change messages in order.
+
+    Attributes:
+        rows: Rows of each table that has any, in order of commits; a table twice if its columns changed in between.
+        position: Every commit that ends at or before it is in this segment or an earlier one.
+        size_bytes: Bytes of messages.
+        is_partial: It ends inside a commit; ``position`` is where that commit's record begins.
+        server: The server's position.
+    """
+
+    rows: list[RelationRows] = field(default_factory=list)
+    position: int = 0
+    size_bytes: int = 0
+    is_partial: bool = False
+    server: int = 0
+
+
+class ChangeStream:
+    """The changes of one slot from a position on.
+
+    Args:
+        settings: The source.
+        publications: Publications to follow.
+        tables: Oids of the tables that are wanted; others in the publications are passed over.
+        start: First position that is wanted.
+    """
+
+    def __init__(
+        self, settings: PostgresSettings, publications: Sequence[str], tables: Collection[int], start: int
+    ) -> None:
+        self._settings, self._publications = settings, publications
+        self._tables = frozenset(tables)
+        self._position = start
+        self._durable = 0
+        self._changed = threading.Condition()
+        self._segments: deque[Segment] = deque()
+        self._ahead_bytes = 0
+        self._error: WaxlakeError | None = None
+        self._is_closing = False
+        self._status_at_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="postgres-stream", daemon=True)
+        self._connection: Any = None
+        self._gathering = _Gathering(self._tables)
+
+    def start(self) -> None:
+        """Connect and begin to take messages.
+
+        Raises:
+            TransientError: ``POSTGRES_UNREACHABLE``, ``POSTGRES_SLOT_IN_USE``. Retryable.
+            SourceMoved: ``POSTGRES_SLOT_LOST``. Not retryable.
+        """
+        self._connection = connect_replication(self._settings.dsn.get_secret_value())
+        names = ",".join('"' + name.replace('"', '""') + '"' for name in self._publications).replace("'", "''")
+        command = (
+            f'START_REPLICATION SLOT "{self._settings.slot}" LOGICAL {format_lsn(self._position)} '
+            f"(proto_version '1', publication_names '{names}')"
+        )
+        try:
+            with postgres_errors(f"stream from slot {self._settings.slot!r}"):
+                self._cursor = self._connection.cursor()
+                self._cursor.start_replication_expert(command, decode=False, status_interval=10)
+        except WaxlakeError:
+            self._connection.close()
+            raise
+        self._thread.start()
+
+    def take(self, wait_s: float) -> Segment | None:
+        """Return the next segment; None if there is none yet.
+
+        Raises:
+            WaxlakeError: What ended the stream, once all segments before it were taken.
+        """
+        with self._changed:
+            if not self._segments and self._error is None:
+                self._changed.wait(wait_s)
+            if self._segments:
+                segment = self._segments.popleft()
+                self._ahead_bytes -= segment.size_bytes
+                self._changed.notify_all()
+                return segment
+            if self._error is not None:
+                raise self._error.with_traceback(None)
+            return None
+
+    def confirm(self, position: int) -> None:
+        """Let the server forget what lies before a position; it is told within a second."""
+        self._durable = max(self._durable, position)
+
+    def close(self) -> None:
+        """End the thread and free the slot. Never raises."""
+        with self._changed:
+            self._is_closing = True
+            self._segments.clear()
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._connection is not None:
+            self._tell_server(is_last=True)
+            self._connection.close()
+
+    def _run(self) -> None:
+        try:
+            with postgres_errors(f"stream from slot {self._settings.slot!r}"):
+                self._follow()
+        except WaxlakeError as error:
+            self._fail(error)
+        except BaseException as error:  # noqa: BLE001 - the boundary of the thread: `take` raises it
+            failure = InternalError("cannot follow a slot", code="POSTGRES_STREAM", found=shorten(repr(error)))
+            failure.__cause__ = error
+            self._fail(failure)
+
+    def _fail(self, error: WaxlakeError) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    def _follow(self) -> None:
+        """Take messages until closed; runs in the thread."""
+        read, gathering = self._cursor.read_message, self._gathering
+        taken = 0
+        while not self._is_closing:
+            message = read()
+            if message is None:
+                self._idle()
+                continue
+            gathering.take(message.payload)
+            if gathering.is_between_commits:
+                self._hand_over_if_due()
+            elif self._is_full:
+                self._hand_over_piece()
+            taken += 1
+            if not taken & 0x3FF:
+                self._tell_now_and_then()
+
+    @property
+    def _is_full(self) -> bool:
+        gathering, settings = self._gathering, self._settings
+        return gathering.size_bytes > settings.max_bytes_per_batch or gathering.count >= settings.max_rows_per_batch
+
+    def _hand_over_if_due(self) -> None:
+        gathering = self._gathering
+        if not gathering.size_bytes:
+            return
+        if self._is_full or time.monotonic() - gathering.since_s > _GATHER_S:
+            self._position = max(self._position, gathering.position)
+            self._put(gathering.complete(self._position))
+
+    def _hand_over_piece(self) -> None:
+        """Hand on what came before the commit in progress, and then the rows of it that are here."""
+        before, piece = self._gathering.cut()
+        self._position = max(self._position, before.position)
+        if before.rows:
+            self._put(before)
+        self._put(piece)
+
+    def _idle(self) -> None:
+        """No message is there: what was gathered is complete, and the server's position is ours if nothing is open."""
+        gathering = self._gathering
+        if gathering.is_between_commits:
+            reached = max(self._position, gathering.position, int(self._cursor.wal_end or 0))
+            if gathering.size_bytes or reached > self._position:
+                self._position = reached
+                self._put(gathering.complete(reached))
+        self._tell_now_and_then()
+        select.select([self._connection], [], [], _WAIT_S)
+
+    def _put(self, segment: Segment) -> None:
+        segment.server = int(self._cursor.wal_end or 0)
+        with self._changed:
+            if not segment.rows and self._segments and not self._segments[-1].is_partial:
+                self._segments[-1].position = segment.position  # nothing but progress: no segment of its own
+                return
+            while self._ahead_bytes > _AHEAD_BYTES and not self._is_closing:
+                self._changed.wait(_STATUS_S)
+                self._tell_now_and_then()
+            self._segments.append(segment)
+            self._ahead_bytes += segment.size_bytes
+            self._changed.notify_all()
+
+    def _tell_now_and_then(self) -> None:
+        if time.monotonic() - self._status_at_s >= _STATUS_S:
+            self._tell_server(is_last=False)
+
+    def _tell_server(self, *, is_last: bool) -> None:
+        self._status_at_s = time.monotonic()
+        try:
+            send_flush(self._connection, self._position, self._durable, wants_reply=not is_last)
+        except (TransientError, psycopg2.Error):
+            if not is_last:
+                raise
+
+
+class _Gathering:
+    """Messages since the last segment, by table."""
+
+    def __init__(self, tables: frozenset[int]) -> None:
+        self._tables = tables
+        self._relations: dict[bytes, Relation] = {}
+        self._open: dict[bytes, RelationRows] = {}
+        self._done: list[RelationRows] = []
+        self._touched: list[RelationRows] = []
+        self._commit_lsn, self._committed_at, self._commits = 0, 0, 0
+        self._index = 0
+        self.is_between_commits = True
+        self.position = 0
+        self.size_bytes = self.count = 0
+        self.since_s = 0.0
+
+    def take(self, payload: bytes) -> None:
+        """Take one message."""
+        operation = payload[0]
+        if operation in (_INSERT, _UPDATE, _DELETE):
+            rows = self._open.get(payload[1:5])
+            if rows is None:
+                rows = self._rows_of(payload[1:5])
+                if rows is None:
+                    return
+            if rows.commit != self._commits:
+                self._touch(rows)
+            rows.messages.append(payload)
+            rows.indexes.append(self._index)
+            self._index += 1
+            self.count += 1
+            self.size_bytes += len(payload)
+        elif operation == _BEGIN:
+            self._commit_lsn, self._committed_at, _ = _BEGIN_BODY.unpack_from(payload, 1)
+            self._commits += 1
+            self._index = 0
+            self.is_between_commits = False
+        elif operation == _COMMIT:
+            self._end_commit(_COMMIT_BODY.unpack_from(payload, 1)[2])
+        elif operation == _RELATION:
+            self._describe(payload)
+        elif operation == _TRUNCATE:
+            self._truncate(payload)
+
+    def complete(self, position: int) -> Segment:
+        """Return everything gathered, which ends between two commits."""
+        segment = Segment(rows=self._all(), position=position, size_bytes=self.size_bytes)
+        self._forget()
+        return segment
+
+    def cut(self) -> tuple[Segment, Segment]:
+        """Return what came before the commit in progress, and the rows of it that are here."""
+        before, piece = Segment(position=self._commit_lsn), Segment(position=self._commit_lsn, is_partial=True)
+        for rows in self._all():
+            begin = rows.begin if rows.commit == self._commits else len(rows.messages)
+            rest = rows.split(begin)
+            if rows.messages:
+                before.rows.append(rows)
+            if rest.messages:
+                rest.runs.append((len(rest.messages), self._commit_lsn, self._committed_at))
+                piece.rows.append(rest)
+        piece.size_bytes = self.size_bytes
+        self._forget()
+        return before, piece
+
+    def _all(self) -> list[RelationRows]:
+        return [rows for rows in (*self._done, *self._open.values()) if rows.messages]
+
+    def _forget(self) -> None:
+        self._open, self._done, self._touched = {}, [], []
+        self.size_bytes = self.count = 0
+
+    def _rows_of(self, key: bytes) -> RelationRows | None:
+        relation = self._relations.get(key)
+        if relation is None or relation.oid not in self._tables:
+            return None
+        rows = self._open[key] = RelationRows(relation)
+        return rows
+
+    def _touch(self, rows: RelationRows) -> None:
+        if not self.size_bytes:
+            self.since_s = time.monotonic()
+        rows.commit, rows.begin = self._commits, len(rows.messages)
+        self._touched.append(rows)
+
+    def _end_commit(self, end: int) -> None:
+        for rows in self._touched:
+            rows.runs.append((len(rows.messages) - rows.begin, self._commit_lsn, self._committed_at))
+        self._touched.clear()
+        self.position = end
+        self.is_between_commits = True
+
+    def _describe(self, payload: bytes) -> None:
+        relation = parse_relation(payload)
+        key = payload[1:5]
+        known = self._relations.get(key)
+        self._relations[key] = relation
+        if known is not None and known != relation and key in self._open:
+            self._done.append(self._open.pop(key))
+
+    def _truncate(self, payload: bytes) -> None:
+        (count,) = struct.unpack_from(">I", payload, 1)
+        for oid in struct.unpack_from(f">{count}I", payload, 6):
+            key = struct.pack(">I", oid)
+            relation = self._relations.get(key)
+            if relation is not None and oid in self._tables:
+                self.take(b"I" + truncate_message(relation)[1:])
+                self._open[key].messages[-1] = truncate_message(relation)
