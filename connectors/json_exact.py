@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["MAX_DEPTH", "ExactDecoder", "is_deep"]
+__all__ = ["MAX_DEPTH", "ExactDecoder", "is_deep", "is_record"]
 
 MAX_DEPTH = 200
 _SIGNIFICANT = 15  # decimal digits that a double always holds
@@ -38,6 +38,16 @@ _TIMESTAMP = re.compile(
     re.ASCII,
 )
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,9})?", re.ASCII)
+
+_NOT_FINITE = {
+    "NaN": math.nan,
+    "Infinity": math.inf,
+    "+Infinity": math.inf,
+    "INF": math.inf,
+    "+INF": math.inf,
+    "-Infinity": -math.inf,
+    "-INF": -math.inf,
+}
 
 _Fit = Callable[[Any], tuple[Any, Any]]
 
@@ -80,12 +90,25 @@ def is_deep(value: bytes) -> bool:
     return bool(steps.cumsum().max(initial=0) > MAX_DEPTH)
 
 
-class ExactDecoder:
-    """Decode records in Python: slow, and exact in every case."""
+def is_record(value: bytes) -> bool:
+    """Return whether the text is one JSON object, however deep and whatever keys it repeats."""
+    try:
+        return _parse(value.decode("utf-8")) is not None
+    except (UnicodeDecodeError, RecursionError):
+        return False
 
-    def __init__(self, schema: pa.Schema) -> None:
+
+class ExactDecoder:
+    """Decode records in Python: slow, and exact in every case.
+
+    Args:
+        schema: Columns.
+        takes_names: Whether FLOAT and DOUBLE take the texts NaN, Infinity and -Infinity.
+    """
+
+    def __init__(self, schema: pa.Schema, *, takes_names: bool = False) -> None:
         self._types = {field.name: field.type for field in schema}
-        self._fits = {field.name: _fit_for(field.type) for field in schema}
+        self._fits = {field.name: _fit_for(field.type, takes_names) for field in schema}
 
     def decode(self, values: Sequence[bytes]) -> list[pa.Array]:
         """Return one array per column and the rescued text as the last one, one row per value."""
@@ -145,16 +168,22 @@ def _split(record: _Object, fits: Mapping[str, _Fit]) -> tuple[dict[str, Any], _
     return row, rest
 
 
-def _fit_for(kind: pa.DataType) -> _Fit:
+def _fit_for(kind: pa.DataType, takes_names: bool) -> _Fit:
     """Return the function that makes a value, never None, a ``kind``: the value, and what of a STRUCT is left over."""
     if pa.types.is_struct(kind):
-        return partial(_fit_struct, {field.name: _fit_for(field.type) for field in kind})
+        return partial(_fit_struct, {field.name: _fit_for(field.type, takes_names) for field in kind})
     if pa.types.is_list(kind):
-        return partial(_fit_list, _fit_for(kind.value_type))
+        return partial(_fit_list, _fit_for(kind.value_type, takes_names))
     if pa.types.is_map(kind):
-        return partial(_fit_map, _fit_for(kind.item_type), pa.types.is_string(kind.key_type))
+        return partial(_fit_map, _fit_for(kind.item_type, takes_names), pa.types.is_string(kind.key_type))
     scalar = _scalar_for(kind)
+    if takes_names and pa.types.is_floating(kind):
+        scalar = partial(_number_or_name, scalar)
     return lambda value: (scalar(value), None)
+
+
+def _number_or_name(scalar: Callable[[Any], Any], value: Any) -> Any:
+    return _NOT_FINITE[value] if type(value) is str and value in _NOT_FINITE else scalar(value)
 
 
 def _fit_struct(fits: Mapping[str, _Fit], value: Any) -> tuple[Any, Any]:

@@ -5,18 +5,29 @@ Whatever does not fit the result later goes to ``_rescued_data``, so a narrow sa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, Final, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from connectors.files.formats import decompressed
-from connectors.files.formats.csv_records import CsvRecords
-from connectors.files.formats.json_lines import line_blocks
-from connectors.files.formats.text_values import infer_text_type
-from connectors.files.options import CsvOptions
+from connectors.files.formats.binary_file import BINARY_FILE_SCHEMA
+from connectors.files.formats.text_rows import TEXT_SCHEMA
+from connectors.files.options import (
+    AvroOptions,
+    BinaryFileOptions,
+    FormatOptions,
+    JsonOptions,
+    MergedOptions,
+    OrcOptions,
+    ParquetOptions,
+    RecordOptions,
+    TextOptions,
+    XmlOptions,
+)
+from connectors.files.partition_columns import infer_partitions
+from connectors.files.sampling import Sample, record_schema
+from connectors.files.schema_hints import apply_hints, parse_hints
 from connectors.files.settings import FilesSettings
 from connectors.files.store import FileChanged, FileGone, FoundFile, Store
 from waxlake.stream.errors import SchemaError, TerminalError, shorten
@@ -24,131 +35,104 @@ from waxlake.stream.schema import delta_schema
 
 __all__ = ["infer_schema"]
 
-_MAX_FILES: Final = 10
-_MAX_BYTES: Final = 8 << 20
-_MAX_ROWS: Final = 20_000
-_JSON_TYPES: Final = {
-    "BIGINT": pa.int64(),
-    "UBIGINT": pa.int64(),
-    "HUGEINT": pa.string(),
-    "DOUBLE": pa.float64(),
-    "BOOLEAN": pa.bool_(),
-}
+_T = TypeVar("_T")
+_UNREADABLE: Final = (pa.ArrowException, ValueError, OSError, EOFError)
 
 
 def infer_schema(settings: FilesSettings, store: Store, files: Sequence[FoundFile]) -> pa.Schema | None:
-    """Return the columns of the first files, in order of (modification time, path); None if they show none.
+    """Return the columns of a sample of the files; None if they show none.
 
     Args:
-        settings: How to read them.
+        settings: How to read them, how large the sample is, and hints.
         store: Where they are.
-        files: Files that were found; the first 10 are looked at, 8 MiB and 20,000 rows of them at most.
+        files: Files that were found; those that are looked at lie evenly spread in order of (modification time, path).
 
     Raises:
         TerminalError: ``FILE_UNREADABLE``. Not retryable.
+        SchemaError: ``SCHEMA_HINT``, a hint that does not fit. Not retryable.
     """
-    sample = sorted(files)[:_MAX_FILES]
     options = settings.options
-    if settings.format == "parquet":
-        schema = _parquet(store, sample)
-    elif isinstance(options, CsvOptions):
-        schema = _csv(settings, options, store, sample)
-    else:
-        schema = _json(settings, store, sample)
-    return delta_schema(_without_case_twins(schema)) if schema is not None and len(schema) else None
+    schema = _fixed(options)
+    if schema is None:
+        schema = _of_files(settings, store, _spread(sorted(files), settings))
+        if schema is None or not len(schema):
+            return None
+    schema = _without_case_twins(schema)
+    if isinstance(options, RecordOptions) and "column_name_of_corrupt_record" in options.model_fields_set:
+        schema = schema.append(pa.field(options.column_name_of_corrupt_record, pa.string()))
+    for field in infer_partitions(settings, [file.path for file in files], store.root, schema.names):
+        schema = schema.append(field)
+    if settings.schema_hints is not None:
+        schema = apply_hints(schema, parse_hints(settings.schema_hints))
+    return delta_schema(schema)
 
 
-def _blocks(settings: FilesSettings, store: Store, files: Sequence[FoundFile], split: Any) -> Iterator[Any]:
-    """Yield raw rows of the files until the sample is big enough."""
-    rows = size_bytes = 0
+def _fixed(options: FormatOptions) -> pa.Schema | None:
+    """Return the columns of a format that always has the same."""
+    if isinstance(options, TextOptions):
+        return TEXT_SCHEMA
+    if isinstance(options, BinaryFileOptions):
+        return BINARY_FILE_SCHEMA
+    if isinstance(options, (JsonOptions, XmlOptions)) and options.single_variant_column is not None:
+        return pa.schema([(options.single_variant_column, pa.string())])
+    return None
+
+
+def _spread(files: Sequence[FoundFile], settings: FilesSettings) -> list[FoundFile]:
+    """Return the files of the sample, the first and the last among them."""
+    merges = getattr(settings.options, "merge_schema", True)
+    count, most = len(files), settings.schema_inference_files if merges else 1
+    if count <= most:
+        return list(files)
+    return [files[index * (count - 1) // (most - 1)] for index in range(most)] if most > 1 else [files[0]]
+
+
+def _of_files(settings: FilesSettings, store: Store, files: Sequence[FoundFile]) -> pa.Schema | None:
+    options = settings.options
+    if isinstance(options, MergedOptions):
+        schemas = _each(settings, store, files, lambda stream: _own_schema(stream, options))
+        return _merged(schemas)
+    share = max(1, settings.schema_inference_bytes // max(1, len(files)))
+    sample = Sample(settings, share)
+    samples = _each(settings, store, files, lambda stream: sample.of(stream))
+    return record_schema(settings, samples)
+
+
+def _each(settings: FilesSettings, store: Store, files: Sequence[FoundFile], look: Callable[[Any], _T]) -> Iterator[_T]:
+    """Yield what ``look`` makes of each file that is still there."""
     for file in files:
         try:
             opened = store.open(file)
         except (FileGone, FileChanged):
             continue
         try:
-            for block in split(decompressed(opened.stream, file.path, settings.format), 0):
-                part = block.slice(0, _MAX_ROWS - rows)
-                yield part
-                rows, size_bytes = rows + len(part), size_bytes + part.nbytes
-                if rows >= _MAX_ROWS or size_bytes >= _MAX_BYTES:
-                    return
-        except (pa.ArrowException, ValueError, OSError, EOFError) as exc:
+            found = look(decompressed(opened.stream, file.path, settings.format))
+        except _UNREADABLE as exc:
             raise _unreadable(file, exc) from exc
         finally:
             opened.stream.close()
+        yield found
 
 
-def _csv(settings: FilesSettings, options: CsvOptions, store: Store, files: Sequence[FoundFile]) -> pa.Schema:
-    records = CsvRecords(options, pa.schema([]), block_bytes=1 << 20)
-    texts: dict[str, list[pa.Array]] = {}
-    for table in _blocks(settings, store, files, records.blocks):
-        for name in table.column_names:
-            if not name.startswith("\0"):
-                texts.setdefault(name, []).extend(table.column(name).chunks)
-    return pa.schema([(name, _csv_type(pa.concat_arrays(chunks))) for name, chunks in texts.items()])
+def _own_schema(stream: BinaryIO, options: MergedOptions) -> pa.Schema:
+    """Return the columns that a file says it has."""
+    if isinstance(options, ParquetOptions):
+        from connectors.files.formats.parquet_rows import parquet_schema
+
+        return parquet_schema(stream)
+    if isinstance(options, OrcOptions):
+        from connectors.files.formats.orc_rows import orc_schema
+
+        return orc_schema(stream)
+    assert isinstance(options, AvroOptions)
+    from connectors.files.formats.avro_rows import avro_columns
+
+    return avro_columns(stream, options)
 
 
-def _csv_type(values: pa.Array) -> pa.DataType:
-    try:
-        return infer_text_type(values.cast(pa.string()))
-    except pa.ArrowInvalid:
-        return pa.string()
-
-
-def _json(settings: FilesSettings, store: Store, files: Sequence[FoundFile]) -> pa.Schema | None:
-    import duckdb
-
-    lines = [_utf8(block) for block in _blocks(settings, store, files, line_blocks)]
-    if not lines:
-        return None
-    query = """
-        SELECT json_group_structure(j)::VARCHAR
-        FROM (SELECT try_cast(v AS JSON) AS j FROM input)
-        WHERE json_type(j) = 'OBJECT'
-    """
-    with duckdb.connect(config={"threads": 1}) as connection:
-        connection.register("input", pa.table({"v": pa.concat_arrays(lines)}))
-        found = connection.sql(query).to_arrow_table().column(0)[0].as_py()
-    if found is None:
-        return None
-    structure = json.loads(found)
-    return (
-        pa.schema([(name, _json_type(kind)) for name, kind in structure.items() if name])
-        if isinstance(structure, dict)
-        else None
-    )
-
-
-def _utf8(values: pa.Array) -> pa.Array:
-    try:
-        return values.cast(pa.string())
-    except pa.ArrowInvalid:
-        return pa.array([value.decode("utf-8", "replace") for value in values.to_pylist()], pa.string())
-
-
-def _json_type(kind: object) -> pa.DataType:
-    if isinstance(kind, Mapping):
-        children = [(name, _json_type(child)) for name, child in kind.items() if name]
-        return pa.struct(children) if children else pa.string()
-    if isinstance(kind, list):
-        return pa.list_(_json_type(kind[0])) if kind else pa.list_(pa.string())
-    return _JSON_TYPES.get(str(kind), pa.string())
-
-
-def _parquet(store: Store, files: Sequence[FoundFile]) -> pa.Schema | None:
+def _merged(schemas: Iterator[pa.Schema]) -> pa.Schema | None:
     fields: dict[str, pa.Field] = {}
-    for file in files:
-        try:
-            opened = store.open(file)
-        except (FileGone, FileChanged):
-            continue
-        try:
-            schema = pq.read_schema(opened.stream)
-        except (pa.ArrowException, ValueError, OSError) as exc:
-            raise _unreadable(file, exc) from exc
-        finally:
-            opened.stream.close()
+    for schema in schemas:
         for field in schema:
             fields[field.name] = _wider(fields.get(field.name), _storable(field))
     return pa.schema(fields.values()) if fields else None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["CORRUPT_KEY", "FILE_PATH_KEY", "json_quote", "json_texts", "objects", "with_file_path"]
+__all__ = ["CORRUPT_KEY", "FILE_PATH_KEY", "json_quote", "json_texts", "merged", "objects", "with_file_path"]
 
 CORRUPT_KEY = "_raw"
 FILE_PATH_KEY = "_file_path"
@@ -57,6 +57,16 @@ def objects(members: Mapping[str, pa.Array], count: int) -> pa.Array:
     joined = pc.utf8_slice_codeunits(pc.binary_join_element_wise(*pairs, ""), 0, -1)
     whole = pc.binary_join_element_wise("{", joined, "}", "")
     return pc.if_else(pc.equal(joined, ""), pa.scalar(None, pa.string()), whole)
+
+
+def merged(first: pa.Array, second: pa.Array) -> pa.Array:
+    """Return for each row one JSON object with the members of both; NULL where both are."""
+    if second.null_count == len(second):
+        return first
+    both = pc.binary_join_element_wise(
+        pc.utf8_slice_codeunits(first, 0, -1), ",", pc.utf8_slice_codeunits(second, 1), ""
+    )
+    return pc.coalesce(both, first, second)
 
 
 def with_file_path(rescued: pa.Array, paths: pa.Array) -> pa.Array:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from connectors.files.discovery.settings import DiscoverySettings
-from connectors.files.options import OPTIONS, FormatOptions
+from connectors.files.options import OPTIONS, REFUSED, FormatOptions, JsonOptions, XmlOptions
 from connectors.files.outcome_settings import OutcomeSettings
+from connectors.files.schema_settings import SchemaSettings
 from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import StorageOptions, nearest
@@ -20,16 +21,17 @@ __all__ = ["FORMATS", "FilesSettings"]
 
 FORMATS: Final = tuple(OPTIONS)
 _MANAGED: Final = frozenset({"path", "format", "options", "declared_schema"})
-_LATER_FORMATS: Final = ("avro", "orc", "text", "binaryfile", "xml")
 
 
-class FilesSettings(OutcomeSettings, DiscoverySettings):
+class FilesSettings(SchemaSettings, OutcomeSettings, DiscoverySettings):
     """Settings of a files source; option names are those of Auto Loader in snake_case."""
 
     path: str = Field(
         min_length=1, description="Folder, file or glob: a local path, or an fsspec URI (s3://bucket/prefix)"
     )
-    format: Literal["json", "csv", "parquet"] = Field(description="Format of the files")
+    format: Literal["json", "csv", "parquet", "avro", "orc", "text", "binaryfile", "xml"] = Field(
+        description="Format of the files"
+    )
     declared_schema: str | pa.Schema | None = Field(
         default=None, alias="schema", description="Columns as DDL or a pyarrow schema; inferred once if not given"
     )
@@ -66,6 +68,18 @@ class FilesSettings(OutcomeSettings, DiscoverySettings):
             parse_ddl(value)
         return value
 
+    @model_validator(mode="after")
+    def _consistent_schema(self) -> FilesSettings:
+        if self.declared_schema is not None and self.schema_hints is not None:
+            raise ValueError(
+                "schema and schema_hints contradict each other: hints are for an inferred schema; give one"
+            )
+        options = self.options
+        if isinstance(options, (JsonOptions, XmlOptions)) and options.single_variant_column is not None:
+            if self.declared_schema is not None or self.schema_hints is not None:
+                raise ValueError("single_variant_column is the whole schema; leave schema and schema_hints out")
+        return self
+
     @classmethod
     def of(cls, path: str, *, format: str, schema: str | pa.Schema | None = None, **options: Any) -> FilesSettings:
         """Return the settings of ``read_files(path, format=..., schema=..., **options)``.
@@ -76,14 +90,9 @@ class FilesSettings(OutcomeSettings, DiscoverySettings):
         """
         what = f"read_files({path!r})"
         kind = str(format).lower()
-        if kind in _LATER_FORMATS:
-            raise UsageError(
-                f"{what}: format {format!r} is not available yet",
-                code="FORMAT_NOT_AVAILABLE",
-                remedy=f"Valid: {', '.join(FORMATS)}",
-            )
         if kind not in FORMATS:
             raise UsageError(f"{what}: unknown format {format!r}", code="OPTION_INVALID", remedy=nearest(kind, FORMATS))
+        options = _renamed(what, options)
         valid = {*cls.model_fields, "schema"} - _MANAGED | set(OPTIONS[kind].model_fields)
         for name in options:
             if name not in valid:
@@ -101,6 +110,15 @@ class FilesSettings(OutcomeSettings, DiscoverySettings):
         return settings
 
 
+def _renamed(what: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with the one that has two names under the first of them."""
+    if "delimiter" not in options:
+        return dict(options)
+    if "sep" in options:
+        raise UsageError(f"{what}: sep and delimiter are one option", code="OPTION_INVALID", remedy="Give one of them")
+    return {("sep" if name == "delimiter" else name): value for name, value in options.items()}
+
+
 def _strange(what: str, name: str, format: str, valid: Iterable[str]) -> UsageError:
     """Return the error for an option that the format does not have."""
     snake = re.sub(r"(?<=[a-z0-9])([A-Z])|[.]", r"_\1", name.removeprefix("cloudFiles.")).lower()
@@ -108,6 +126,8 @@ def _strange(what: str, name: str, format: str, valid: Iterable[str]) -> UsageEr
         return UsageError(
             f"{what}: unknown option {name!r}", code="OPTION_INVALID", remedy=f"Its name here is {snake!r}"
         )
+    if snake in REFUSED:
+        return UsageError(f"{what}: option {name!r} is not available", code="OPTION_INVALID", remedy=REFUSED[snake])
     others = [other for other, model in OPTIONS.items() if snake in model.model_fields]
     if others:
         return UsageError(

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.files.formats.csv_records import CsvRecords, unique_names
+from connectors.files.formats.columns import unique_names
+from connectors.files.formats.csv_records import CsvRecords
 from connectors.files.options import CsvOptions
 from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import SchemaError

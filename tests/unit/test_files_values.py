@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connectors.files.formats.columns import ColumnFitter
 from connectors.files.formats.parquet_rows import ParquetRows
 from connectors.files.formats.text_values import convert_text, infer_text_type
 from connectors.files.rescued import json_quote, json_texts, objects, with_file_path
@@ -123,7 +124,7 @@ def test_objects_hold_what_is_there(rows: list[tuple[str | None, int | None]]) -
 
 
 def _fitted(schema: pa.Schema, *tables: pa.Table) -> list[dict[str, Any]]:
-    return ParquetRows(schema).decode(tables).to_pylist()
+    return ParquetRows(ColumnFitter(schema)).decode(tables).to_pylist()
 
 
 def test_parquet_columns_are_cast_exactly_or_rescued() -> None:

@@ -8,35 +8,30 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from connectors.files.formats.text_values import convert_text, has_text_form
+from connectors.files.formats.columns import matched_names, unique_names
+from connectors.files.formats.csv_lines import kept_lines
+from connectors.files.formats.encoded import ChunkStream, chunks, peek, utf8_stream
+from connectors.files.formats.malformed import CorruptRecords
+from connectors.files.formats.text_types import TextTypes
+from connectors.files.formats.text_values import has_text_form
 from connectors.files.options import CsvOptions
 from connectors.files.rescued import CORRUPT_KEY, json_quote, objects
 from waxlake.stream.errors import SchemaError
 
-__all__ = ["CsvRecords", "unique_names"]
+__all__ = ["CsvRecords"]
 
 _PEEK_BYTES: Final = 1 << 20
 _CORRUPT: Final = "\0corrupt"  # no header can hold it
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """Return column names, the second ``b`` as ``b#2``, a nameless one as ``_c`` and its index."""
-    seen: dict[str, int] = {}
-    result = []
-    for index, given in enumerate(names):
-        name = given or f"_c{index}"
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +43,19 @@ class CsvRecords:
         schema: Columns to make, in order; every one a plain type.
         has_rescued: Whether ``_rescued_data`` is made too.
         block_bytes: How much is parsed at a time; a record must fit.
+        types: How text becomes values.
     """
 
     options: CsvOptions
     schema: pa.Schema
     has_rescued: bool = True
     block_bytes: int = 8 << 20
+    types: TextTypes = field(init=False)
+    _corrupt: CorruptRecords = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "types", TextTypes.of(self.options, _number_names(self.options)))
+        object.__setattr__(self, "_corrupt", CorruptRecords(self.options, self.schema))
         for column in self.schema:
             if not has_text_form(column.type):
                 raise SchemaError(
@@ -81,10 +81,11 @@ class CsvRecords:
             ValueError: The parser gave up. The file cannot be read.
             EOFError: The file holds fewer than ``skip_rows`` records; the argument is how many.
         """
-        peeked = stream.read(_PEEK_BYTES)
+        text = self._prepared(stream)
+        peeked = peek(text, _PEEK_BYTES)
         first = self._first_record(peeked)
         row = -1 if self.options.header else 0
-        for table in self._records(_Chained(peeked, stream), first) if first else ():
+        for table in self._records(ChunkStream(itertools.chain([peeked], chunks(text))), first) if first else ():
             drop = min(len(table), max(0, skip_rows - row) if row >= 0 else 1 + skip_rows)
             row += len(table)
             if drop < len(table):
@@ -102,6 +103,12 @@ class CsvRecords:
                 groups.append([table])
         return pa.concat_tables([self._typed(pa.concat_tables(group).combine_chunks()) for group in groups])
 
+    def _prepared(self, stream: BinaryIO) -> Any:
+        """Return the stream in UTF-8, without the lines that are to be left out."""
+        options = self.options
+        text = stream if options.is_utf8 else utf8_stream(stream, options.encoding)
+        return kept_lines(text, options) if options.skip_rows or options.comment else text
+
     def _first_record(self, peeked: bytes) -> list[str]:
         text = peeked.decode("utf-8-sig", errors="replace")
         return next((record for record in csv.reader(io.StringIO(text, newline=""), **self._dialect()) if record), [])
@@ -118,12 +125,14 @@ class CsvRecords:
 
     def _names(self, first: Sequence[str]) -> list[str]:
         if self.options.header:
-            return unique_names(first)
-        declared = self.schema.names
+            return matched_names(first, self.schema, is_case_sensitive=self.options.reader_case_sensitive)
+        declared = [name for name in self.schema.names if name != self._corrupt.column]
         return unique_names([declared[i] if i < len(declared) else "" for i in range(len(first))])
 
     def _records(self, stream: Any, first: Sequence[str]) -> Iterator[pa.Table]:
         """Yield every record of the file, its header included, in order."""
+        if len(first) > self.options.max_columns:
+            raise ValueError(f"{len(first)} columns, and max_columns is {self.options.max_columns}")
         names = self._names(first)
         wrong: deque[pa_csv.InvalidRow] = deque()
         number = 1
@@ -197,34 +206,55 @@ class CsvRecords:
         for name in table.column_names:
             if name != _CORRUPT:
                 self._convert(name, _one(table.column(name)), columns, problems)
-        for column in self.schema:
-            if column.name not in columns:
-                columns[column.name] = pa.nulls(len(table), column.type)
-        arrays = [columns[column.name] for column in self.schema]
-        if not self.has_rescued:
-            return pa.table(arrays, schema=self.schema)
+        arrays = [columns.get(f.name) for f in self.schema]
+        arrays = [pa.nulls(len(table), f.type) if a is None else a for a, f in zip(arrays, self.schema, strict=True)]
+        result = pa.table(arrays, schema=self.schema)
         corrupt, _ = _text(_one(table.column(_CORRUPT)))
-        if corrupt.null_count < len(corrupt):
-            problems[CORRUPT_KEY] = json_quote(corrupt)
-        fields = [*self.schema, pa.field("_rescued_data", pa.string())]
-        return pa.table([*arrays, objects(problems, len(table))], schema=pa.schema(fields))
+        if self.has_rescued:
+            if corrupt.null_count < len(corrupt) and self._corrupt.column is None:
+                problems[CORRUPT_KEY] = json_quote(corrupt)
+            result = result.append_column(pa.field("_rescued_data", pa.string()), objects(problems, len(table)))
+        return self._corrupt.place(result, corrupt) if self._corrupt.is_wanted else result
 
     def _convert(self, name: str, raw: pa.Array, columns: dict[str, pa.Array], problems: dict[str, pa.Array]) -> None:
         """Convert one column of the file; add it to ``columns``, and what it lost to ``problems``."""
         texts, broken = _text(raw)
-        index = self.schema.get_field_index(name)
+        texts = self._trimmed(texts)
+        index = -1 if name == self._corrupt.column else self.schema.get_field_index(name)
         if index < 0:
             lost = texts.is_valid()
         else:
             kind = self.schema.field(index).type
             if broken is None or not pa.types.is_binary(kind):
                 whole = texts if broken is None else pc.if_else(broken, pa.scalar(None, pa.string()), texts)
-                columns[name], lost = convert_text(whole, kind)
+                columns[name], lost = self._typed_column(whole, kind)
                 lost = lost if broken is None else pc.or_(lost, broken)
             else:
                 columns[name], lost = raw, pa.repeat(False, len(raw))
         if self.has_rescued and pc.any(lost).as_py():
             problems[name] = json_quote(pc.if_else(lost, texts, pa.scalar(None, pa.string())))
+
+    def _trimmed(self, texts: pa.Array) -> pa.Array:
+        if self.options.ignore_leading_white_space:
+            texts = pc.utf8_ltrim_whitespace(texts)
+        return pc.utf8_rtrim_whitespace(texts) if self.options.ignore_trailing_white_space else texts
+
+    def _typed_column(self, texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
+        most = self.options.max_chars_per_column
+        is_long = None
+        if most >= 0:
+            is_long = pc.fill_null(pc.greater(pc.utf8_length(texts), most), False)
+            texts = pc.if_else(is_long, pa.scalar(None, pa.string()), texts)
+        if self.options.empty_value and pa.types.is_string(kind):
+            texts = pc.if_else(pc.equal(texts, ""), self.options.empty_value, texts)
+        values, lost = self.types.convert(texts, kind)
+        return values, lost if is_long is None else pc.or_(pc.fill_null(lost, False), is_long)
+
+
+def _number_names(options: CsvOptions) -> dict[str, str]:
+    """Return the names of numbers that are none, where they are not the usual ones."""
+    given = {options.nan_value: "nan", options.positive_inf: "inf", options.negative_inf: "-inf"}
+    return {} if given == {"NaN": "nan", "Inf": "inf", "-Inf": "-inf"} else given
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
@@ -248,22 +278,3 @@ def _is_utf8(value: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-class _Chained(io.RawIOBase):
-    """What was read already, then the rest of the stream."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        self._head, self._stream = head, stream
-
-    def readable(self) -> bool:
-        """Return True, for Arrow."""
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Return up to ``size`` bytes."""
-        if self._head:
-            head = self._head if size < 0 else self._head[:size]
-            self._head = self._head[len(head) :]
-            return head
-        return self._stream.read(size)

@@ -11,7 +11,9 @@ from typing import BinaryIO, Final
 import numpy as np
 import pyarrow as pa
 
-from connectors.json_records import JsonDecoder
+from connectors.files.formats.encoded import to_utf8, utf8_stream
+from connectors.files.formats.json_values import JsonValues
+from connectors.files.options import JsonOptions
 
 __all__ = ["MAX_LINE_BYTES", "JsonLines", "line_blocks", "split_files", "split_lines"]
 
@@ -24,13 +26,20 @@ _IS_INK[[9, 10, 11, 12, 13, 32]] = 0
 
 
 class JsonLines:
-    """The json format: one document per line."""
+    """The json format: one document per line.
 
-    def __init__(self, schema: pa.Schema, *, has_rescued: bool) -> None:
-        self._decoder = JsonDecoder(schema, with_rescued=has_rescued)
+    Args:
+        options: How the files are written.
+        values: Decodes documents.
+    """
+
+    def __init__(self, options: JsonOptions, values: JsonValues) -> None:
+        self._options, self._values = options, values
 
     def split(self, contents: Sequence[bytes]) -> Sequence[pa.Array]:
         """Return the lines of each whole file."""
+        if not self._options.is_utf8:
+            contents = [to_utf8(content, self._options.encoding) for content in contents]
         lines, counts = split_files(contents)
         result, start = [], 0
         for count in counts.tolist():
@@ -40,11 +49,12 @@ class JsonLines:
 
     def blocks(self, stream: BinaryIO, skip_rows: int) -> Iterator[pa.Array]:
         """Yield the lines of one file in blocks."""
-        return line_blocks(stream, skip_rows)
+        text = stream if self._options.is_utf8 else utf8_stream(stream, self._options.encoding)
+        return line_blocks(text, skip_rows)
 
     def decode(self, raws: Sequence[pa.Array]) -> pa.Table:
         """Return typed rows."""
-        return self._decoder.decode(pa.concat_arrays(raws))
+        return self._values.decode(pa.concat_arrays(raws))
 
 
 def split_lines(data: bytes) -> pa.Array:

@@ -5,7 +5,7 @@ Called by the csv format for each column, and by inference to find the narrowest
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Final
 
@@ -24,6 +24,8 @@ _ZONE: Final = r"(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
 _EXTRA_DIGITS: Final = r"(\.[0-9]{6})0+"
 
 _EXACT: Final = Context(prec=80, traps=[Inexact, InvalidOperation])
+_NO_NUMBERS: Final = (pa.bool_(), pa.date32(), pa.timestamp("us", tz="UTC"))
+_Convert = Callable[[pa.Array, pa.DataType], tuple[pa.Array, pa.Array]]
 _Cast = Callable[[pa.Array], pa.Array]
 
 
@@ -55,10 +57,17 @@ def convert_text(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array
     return values, lost
 
 
-def infer_text_type(texts: pa.Array) -> pa.DataType:
-    """Return the narrowest of BIGINT, DOUBLE, BOOLEAN, DATE, TIMESTAMP that holds all texts and gives them back, else STRING.
+def infer_text_type(
+    texts: pa.Array, convert: _Convert = convert_text, others: Sequence[pa.DataType] = _NO_NUMBERS
+) -> pa.DataType:
+    """Return the narrowest of BIGINT, DOUBLE and ``others`` that holds all texts and gives them back, else STRING.
 
     Numbers with leading zeros, such as post codes, stay STRING; so does a column without any value.
+
+    Args:
+        texts: A sample.
+        convert: How text becomes values.
+        others: BOOLEAN, DATE and TIMESTAMP, or fewer.
     """
     present = texts.drop_null()
     present = present.filter(pc.not_equal(present, ""))
@@ -66,8 +75,8 @@ def infer_text_type(texts: pa.Array) -> pa.DataType:
         return pa.string()
     has_code = pc.any(pc.match_substring_regex(present, r"^\s*[+-]?0[0-9]")).as_py()
     numbers = () if has_code else (pa.int64(), pa.float64())
-    for kind in (*numbers, pa.bool_(), pa.date32(), pa.timestamp("us", tz="UTC")):
-        values, lost = convert_text(present, kind)
+    for kind in (*numbers, *others):
+        values, lost = convert(present, kind)
         if not pc.any(lost).as_py() and values.null_count == 0:
             return kind
     return pa.string()
