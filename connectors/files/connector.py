@@ -16,6 +16,7 @@ from connectors.files.formats.choice import make_format
 from connectors.files.inference import infer_schema
 from connectors.files.journal import FileJournal
 from connectors.files.ledger import Ledger, NumberedFile
+from connectors.files.partition_columns import PartitionColumns, declared_partitions
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
 from connectors.files.settings import FilesSettings
@@ -30,7 +31,6 @@ from waxlake.stream.standalone import StandaloneSource
 __all__ = ["METADATA_COLUMN", "FilesConnector", "FilesSource"]
 
 METADATA_COLUMN = "_metadata"
-RESCUED_COLUMN = "_rescued_data"
 _FORGET_EVERY_S = 3600.0
 
 
@@ -83,7 +83,7 @@ class FilesConnector:
             declared = self.settings.declared_schema
             ddl = self._ledger.stored_ddl() if declared is None else None
             if declared is not None:
-                schema = parse_ddl(declared)
+                schema = declared_partitions(self.settings, parse_ddl(declared))
             elif ddl is not None:
                 schema = parse_ddl(ddl)
             else:
@@ -94,7 +94,11 @@ class FilesConnector:
     def empty(self) -> pa.Table:
         """Return a table of no rows with every column a batch may have. Writes nothing."""
         schema = self.resolve_schema()
-        fields = [*schema, pa.field(RESCUED_COLUMN, pa.string()), pa.field(METADATA_COLUMN, METADATA_TYPE)]
+        fields = [
+            *schema,
+            pa.field(self.settings.rescued_data_column, pa.string()),
+            pa.field(METADATA_COLUMN, METADATA_TYPE),
+        ]
         return pa.schema(fields).empty_table()
 
     def inspect(self) -> SourceState:
@@ -136,12 +140,13 @@ class FilesConnector:
     def reader(self, plan: SourcePlan, partitions: tuple[str, ...], columns: frozenset[str]) -> Reader:
         """Return the reader of a run; no columns asks for all but the metadata column."""
         schema = self.resolve_schema()
-        wanted = columns or frozenset({*schema.names, RESCUED_COLUMN})
-        has_rescued, has_metadata = RESCUED_COLUMN in wanted, METADATA_COLUMN in wanted
+        rescued_column = self.settings.rescued_data_column
+        wanted = columns or frozenset({*schema.names, rescued_column})
+        has_rescued, has_metadata = rescued_column in wanted, METADATA_COLUMN in wanted
         if not has_rescued:  # with it every column counts: what is not declared is rescued
             schema = pa.schema([field for field in schema if field.name in wanted] or [schema.field(0)])
         fields = [*schema]
-        fields += [pa.field(RESCUED_COLUMN, pa.string())] if has_rescued else []
+        fields += [pa.field(rescued_column, pa.string())] if has_rescued else []
         fields += [pa.field(METADATA_COLUMN, METADATA_TYPE)] if has_metadata else []
         return FilesReader(
             settings=self.settings,
@@ -151,7 +156,11 @@ class FilesConnector:
             identity=plan.identity,
             format=make_format(self.settings, schema, has_rescued=has_rescued),
             empty=pa.schema(fields).empty_table(),
-            provenance=Provenance(has_metadata=has_metadata),
+            provenance=Provenance(
+                settings=self.settings,
+                partitions=PartitionColumns.of(self.settings, schema, self._store.root),
+                has_metadata=has_metadata,
+            ),
             discover=self.discover,
             on_failure=self._note_failure,
         )
@@ -254,7 +263,7 @@ class FilesSource(StandaloneSource):
 
     Args:
         path: Folder, file or glob; local, or an fsspec URI.
-        format: ``json``, ``csv`` or ``parquet``.
+        format: ``json``, ``csv``, ``parquet``, ``avro``, ``orc``, ``text``, ``binaryfile`` or ``xml``.
         ledger: Where the source keeps its ledger of files.
         schema: Columns as DDL text or a pyarrow schema; inferred once if not given.
         positions: Stored position of the partition ``files``, or a function from what the source holds to it; none starts at

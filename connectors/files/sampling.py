@@ -48,11 +48,11 @@ class Sample:
             blocks = list(self._split(ChunkStream([head[:size]])))
             if is_cut and blocks:
                 blocks[-1] = blocks[-1].slice(0, len(blocks[-1]) - 1)
-            if not is_cut or sum(map(len, blocks)):
+            if not is_cut or any(len(block) for block in blocks):
                 break
         most = max(_FIRST_ROWS, _MAX_ROWS - self._rows)
         blocks = [block.slice(0, most) for block in blocks]
-        self._rows += sum(map(len, blocks))
+        self._rows += sum(len(block) for block in blocks)
         return blocks
 
     def _split(self, stream: Any) -> Iterator[Any]:

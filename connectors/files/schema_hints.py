@@ -1,4 +1,4 @@
-"""Hints for an inferred schema: ``id INT, place.lat DOUBLE``, laid over what inference found; called once, before the ledger is made."""
+"""Hints for an inferred schema: ``id INT, place.lat DOUBLE``, laid over what inference found."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from waxlake.stream.errors import SchemaError
 __all__ = ["Hint", "apply_hints", "parse_hints"]
 
 _STEP: Final = r"(?:`(?:[^`]|``)+`|[^\W\d]\w*)"
-_HINT: Final = re.compile(
-    rf"\s*({_STEP}(?:\s*\.\s*{_STEP})*)\s*:?\s+(.+?)\s*$|\s*({_STEP}(?:\s*\.\s*{_STEP})*)\s*:\s*(.+?)\s*$", re.S
-)
+_PATH: Final = rf"{_STEP}(?:\s*\.\s*{_STEP})*"
+_HINT: Final = re.compile(rf"\s*({_PATH})(?:\s*:\s*|\s+)(\S.*?)\s*$", re.S)
 _STEPS: Final = re.compile(_STEP)
 
 
@@ -50,7 +49,7 @@ def parse_hints(text: str) -> list[Hint]:
                 found=repr(part.strip()),
                 expected="a name and a type, as in id INT or place.lat DOUBLE",
             )
-        path, kind = (match[1], match[2]) if match[1] else (match[3], match[4])
+        path, kind = match.groups()
         names = tuple(s[1:-1].replace("``", "`") if s.startswith("`") else s for s in _STEPS.findall(path))
         hints.append(Hint(names, parse_ddl(f"hint {kind}").field(0).type))
     return hints

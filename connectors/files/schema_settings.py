@@ -20,7 +20,7 @@ class SchemaSettings(Settings):
     schema_hints: str | None = Field(
         default=None,
         min_length=1,
-        description="Types of some columns of an inferred schema, as DDL with paths: id INT, place.lat DOUBLE, tags MAP<STRING,STRING>",
+        description="Types of some columns of an inferred schema, as DDL with paths: id INT, place.lat DOUBLE",
     )
     infer_column_types: bool = Field(
         default=True,
@@ -38,7 +38,7 @@ class SchemaSettings(Settings):
         default=100,
         ge=1,
         le=100_000,
-        description="Most files that inference looks at, evenly spread over their times. Auto Loader: 1000",
+        description="Most files that inference looks at, spread over time. Auto Loader: 1000",
     )
     schema_inference_bytes: int = Field(
         default=8 << 20,

@@ -75,9 +75,9 @@ class FilesSettings(SchemaSettings, OutcomeSettings, DiscoverySettings):
                 "schema and schema_hints contradict each other: hints are for an inferred schema; give one"
             )
         options = self.options
-        if isinstance(options, (JsonOptions, XmlOptions)) and options.single_variant_column is not None:
-            if self.declared_schema is not None or self.schema_hints is not None:
-                raise ValueError("single_variant_column is the whole schema; leave schema and schema_hints out")
+        is_variant = isinstance(options, (JsonOptions, XmlOptions)) and options.single_variant_column is not None
+        if is_variant and (self.declared_schema is not None or self.schema_hints is not None):
+            raise ValueError("single_variant_column is the whole schema; leave schema and schema_hints out")
         return self
 
     @classmethod

@@ -259,7 +259,7 @@ def test_inference_looks_at_a_bounded_sample(lab: FilesLab) -> None:
     lab.schema = None
     for i in range(12):
         lab.write(f"{i:02d}.json", [{f"c{i}": 1}], age_s=100 - i)
-    assert lab.connector().resolve_schema().names == [f"c{i}" for i in range(10)]
+    assert lab.connector(schema_inference_files=3).resolve_schema().names == ["c0", "c5", "c11"]
 
 
 # -- formats -----------------------------------------------------------------------------------------------------------

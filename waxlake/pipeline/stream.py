@@ -202,7 +202,7 @@ def read_files(path: str, format: str, schema: str | pa.Schema | None = None, **
 
     Args:
         path: Local path or fsspec URI: a folder, a glob, a file. A relative one is relative to the spec's folder.
-        format: ``json`` (lines), ``csv`` or ``parquet``.
+        format: ``json``, ``csv``, ``parquet``, ``avro``, ``orc``, ``text``, ``binaryfile`` or ``xml``.
         schema: Columns, as DDL or Arrow schema; None infers them from a sample.
         options: Options of Auto Loader in snake_case.
 
