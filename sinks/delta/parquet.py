@@ -52,6 +52,7 @@ class DataFileWriter:
     file_bytes: int = 512 << 20
     rows: int = 0
     size_bytes: int = 0
+    _ended_bytes: int = 0
     _gathered: list[pa.Table] = field(default_factory=list)
     _gathered_bytes: int = 0
     _open_files: dict[tuple[str | None, ...], _OpenFile] = field(default_factory=dict)
@@ -78,15 +79,25 @@ class DataFileWriter:
         if self._gathered_bytes >= self.row_group_bytes:
             self._write_gathered()
 
-    def finish(self) -> list[AddAction]:
-        """Write what is left, close the files and return the actions that would add them to the table."""
+    @property
+    def open_bytes(self) -> int:
+        """Arrow bytes taken since ``end_files`` was last called."""
+        return self.size_bytes - self._ended_bytes
+
+    def end_files(self) -> None:
+        """Close the files that are being written, so that the next rows begin others."""
         if self._gathered:
             self._write_gathered()
         self._wait()
         with delta_errors(f"write data files of table '{self.location.label}'"):
             self._close_files()
+        self._ended_bytes = self.size_bytes
+
+    def finish(self) -> list[AddAction]:
+        """Write what is left, close the files and return the actions that would add them to the table."""
+        self.end_files()
         actions, self._done = self._done, []
-        self.rows = self.size_bytes = 0
+        self.rows = self.size_bytes = self._ended_bytes = 0
         return actions
 
     def abandon(self) -> None:
@@ -100,7 +111,7 @@ class DataFileWriter:
         self._open_files.clear()
         self._gathered.clear()
         self._done.clear()
-        self.rows = self.size_bytes = self._gathered_bytes = 0
+        self.rows = self.size_bytes = self._gathered_bytes = self._ended_bytes = 0
 
     def _wait(self) -> None:
         if self._writing is not None:
