@@ -25,6 +25,7 @@ class CurrentInputs:
     """Everything that decides about some keys.
 
     Attributes:
+        keys: The keys, with ``k``.
         changes: Prepared upserts and deletes, with ``k``.
         stored: Rows of these keys: ``k``, file, row, sequence, and for a partial shape the columns' own sequences.
         events: Events of these keys from the state, with ``k``.
@@ -32,6 +33,7 @@ class CurrentInputs:
         content: Returns the columns of some of the stored rows, given as positions in ``stored``.
     """
 
+    keys: pa.Table
     changes: pa.Table
     stored: pa.Table
     events: pa.Table
@@ -53,6 +55,7 @@ class _CurrentMerge:
 
     def run(self) -> Outcome:
         session = self._session
+        session.register("keys", self._inputs.keys)
         session.register("changes", self._changes)
         session.register("stored", self._stored)
         session.register("state", self._inputs.events)
@@ -70,7 +73,9 @@ class _CurrentMerge:
         downs = won.filter(pc.equal(won.column(KIND), DELETED))
         rows = self._changes.take(ups.column("e")).select([*self._shape.names, SEQUENCE])
         if self._shape.is_partial:
-            rows = rows.append_column(self._shape.hidden.field(UNSET), pa.nulls(len(rows), self._shape.hidden.field(UNSET).type))
+            rows = rows.append_column(
+                self._shape.hidden.field(UNSET), pa.nulls(len(rows), self._shape.hidden.field(UNSET).type)
+            )
         rows = rows.append_column(FILE, ups.column(FILE))
         self._session.register("won", won.select([KEY]))
         gone = self._session.sql(f"SELECT {FILE}, {ROW} FROM stored SEMI JOIN won USING ({KEY})")
@@ -87,15 +92,15 @@ class _CurrentMerge:
         """Return the changes that win: number, key, kind, and the file of the row they replace."""
         verdicts: pa.Table = self._session.sql(f"""
             WITH newest AS ({self._newest()}),
-            held AS (SELECT {KEY}, max({SEQUENCE}) AS at, min({FILE}) AS {FILE}, min(p) AS p FROM stored GROUP BY {KEY}),
-            dead AS (SELECT {KEY}, max({SEQUENCE}) AS at FROM state WHERE {KIND} = {DELETED} GROUP BY {KEY}),
-            floor AS (SELECT max({SEQUENCE}) AS at FROM truncates)
+            held AS (SELECT {KEY}, max({SEQUENCE}) AS seq, min({FILE}) AS {FILE}, min(p) AS p FROM stored GROUP BY {KEY}),
+            dead AS (SELECT {KEY}, max({SEQUENCE}) AS seq FROM state WHERE {KIND} = {DELETED} GROUP BY {KEY}),
+            floor AS (SELECT max({SEQUENCE}) AS seq FROM truncates)
             SELECT c.e, c.{KEY}, c.{KIND}, held.{FILE}, held.p,
-                   coalesce(c.{SEQUENCE} = held.at AND c.{KIND} = {UPSERTED}, false) AS is_tie
+                   coalesce(c.{SEQUENCE} = held.seq AND c.{KIND} = {UPSERTED}, false) AS is_tie
             FROM newest c LEFT JOIN held USING ({KEY}) LEFT JOIN dead USING ({KEY}) CROSS JOIN floor
-            WHERE (floor.at IS NULL OR c.{SEQUENCE} > floor.at)
-              AND (dead.at IS NULL OR c.{SEQUENCE} > dead.at)
-              AND (held.at IS NULL OR c.{SEQUENCE} >= held.at)
+            WHERE (floor.seq IS NULL OR c.{SEQUENCE} > floor.seq)
+              AND (dead.seq IS NULL OR c.{SEQUENCE} > dead.seq)
+              AND (held.seq IS NULL OR c.{SEQUENCE} >= held.seq)
             ORDER BY c.e
         """).to_arrow_table()
         ties = verdicts.filter(verdicts.column("is_tie"))
@@ -107,9 +112,8 @@ class _CurrentMerge:
         """Return SQL for the winning change of each key of the batch; only whole changes where some are partial."""
         columns = f"e, {KEY}, {SEQUENCE}, {KIND}"
         if self._shape.is_partial:
-            return (
-                f"SELECT {columns} FROM changes c WHERE {UNSET} IS NULL AND {KEY} NOT IN (SELECT {KEY} FROM ({self._complex()}))"
-            )
+            rest = f"{KEY} NOT IN (SELECT {KEY} FROM ({self._complex()}))"
+            return f"SELECT {columns} FROM changes c WHERE {UNSET} IS NULL AND {rest}"
         if pc.count_distinct(self._changes.column(KEY)).as_py() == len(self._changes):
             return f"SELECT {columns} FROM changes"
         order = ", ".join(f"{quoted(name)} DESC NULLS LAST" for name in self._shape.values)
@@ -146,12 +150,16 @@ class _CurrentMerge:
             SELECT c.{KEY} FROM changes c JOIN stored s USING ({KEY})
             WHERE s.{SEQUENCE} IS NOT NULL AND c.{SEQUENCE} <= s.{SEQUENCE}
               AND (c.{SEQUENCE} = s.{SEQUENCE} OR s.{UNSET} IS NOT NULL)
+            UNION
+            SELECT {KEY} FROM keys ANTI JOIN changes USING ({KEY})
         """
 
     def _folded(self) -> Outcome:
         session, shape = self._session, self._shape
         session.execute(f"CREATE OR REPLACE TEMP TABLE complex AS {self._complex()}")
-        stored: pa.Table = session.sql(f"SELECT p, {KEY} FROM stored SEMI JOIN complex USING ({KEY}) ORDER BY p").to_arrow_table()
+        stored: pa.Table = session.sql(
+            f"SELECT p, {KEY} FROM stored SEMI JOIN complex USING ({KEY}) ORDER BY p"
+        ).to_arrow_table()
         positions = stored.column("p").combine_chunks()
         held = self._stored.take(positions)
         content = self._inputs.content(positions).select(shape.values)
@@ -164,7 +172,9 @@ class _CurrentMerge:
         dead = folded.filter(pc.and_(is_changed, pc.invert(is_alive)))
         session.register("changed", folded.filter(is_changed).select([KEY]))
         gone = session.sql(f"SELECT {FILE}, {ROW} FROM held SEMI JOIN changed USING ({KEY})").to_arrow_table()
-        deletes = session.sql(f"SELECT * FROM changes SEMI JOIN complex USING ({KEY}) WHERE {KIND} = {DELETED}").to_arrow_table()
+        deletes = session.sql(
+            f"SELECT * FROM changes SEMI JOIN complex USING ({KEY}) WHERE {KIND} = {DELETED}"
+        ).to_arrow_table()
         rows = alive.select([*shape.names, SEQUENCE, UNSET, FILE])
         return Outcome(
             drops=gone,
@@ -180,28 +190,30 @@ class _CurrentMerge:
         values = [(f"p{i}", quoted(name), text_sql(name)) for i, name in enumerate(shape.values)]
         of_change = "".join(
             f", CASE WHEN NOT coalesce(list_contains({UNSET}, {text}), false) "
-            f"THEN {{'at': {SEQUENCE}, 'known': {column} IS NOT NULL, 'value': {column}}} END AS {part}"
+            f"THEN {{'seq': {SEQUENCE}, 'known': {column} IS NOT NULL, 'value': {column}}} END AS {part}"
             for part, column, text in values
         )
         of_held = "".join(
-            f", CASE WHEN own{part} IS NULL THEN {{'at': {SEQUENCE}, 'known': {column} IS NOT NULL, 'value': {column}}} "
+            f", CASE WHEN own{part} IS NULL THEN {{'seq': {SEQUENCE}, 'known': {column} IS NOT NULL, 'value': {column}}} "
             f"WHEN own{part}.sequence IS NOT NULL "
-            f"THEN {{'at': own{part}.sequence, 'known': {column} IS NOT NULL, 'value': {column}}} END AS {part}"
+            f"THEN {{'seq': own{part}.sequence, 'known': {column} IS NOT NULL, 'value': {column}}} END AS {part}"
             for part, column, _ in values
         )
         own = "".join(
-            f", list_filter(coalesce({UNSET}, []), lambda x: x.name = {text})[1] AS own{part}" for part, _, text in values
+            f", list_filter(coalesce({UNSET}, []), lambda x: x.name = {text})[1] AS own{part}"
+            for part, _, text in values
         )
         best = "".join(
-            f", max({part}) FILTER ({part}.at IS NOT NULL AND (dead.at IS NULL OR {part}.at > dead.at)) AS {part}"
-            f", any_value({part}) FILTER ({part} IS NOT NULL AND {part}.at IS NULL AND dead.at IS NULL) AS f{part}"
+            f", max({part}) FILTER ({part}.seq IS NOT NULL AND (dead.seq IS NULL OR {part}.seq > dead.seq)) AS {part}"
+            f", any_value({part}) FILTER ({part} IS NOT NULL AND {part}.seq IS NULL AND dead.seq IS NULL) AS f{part}"
             for part, _, _ in values
         )
         made = "".join(
-            f", CASE WHEN {part} IS NOT NULL THEN {part}.value ELSE f{part}.value END AS {column}" for part, column, _ in values
+            f", CASE WHEN {part} IS NOT NULL THEN {part}.value ELSE f{part}.value END AS {column}"
+            for part, column, _ in values
         )
         cases = ", ".join(
-            f"CASE WHEN {part}.at IS DISTINCT FROM at THEN {{'name': {text}, 'sequence': {part}.at}} END"
+            f"CASE WHEN {part}.seq IS DISTINCT FROM seq THEN {{'name': {text}, 'sequence': {part}.seq}} END"
             for part, _, text in values
         )
         kept = f"list_filter([{cases}], lambda x: x IS NOT NULL)" if values else "[]"
@@ -210,33 +222,34 @@ class _CurrentMerge:
         )
         keys = columns_sql(shape.keys)
         return f"""
-            WITH floor AS (SELECT max({SEQUENCE}) AS at FROM truncates),
+            WITH floor AS (SELECT max({SEQUENCE}) AS seq FROM truncates),
             own AS (SELECT *{own} FROM held),
             parts AS (
-                SELECT {KEY}, {SEQUENCE} AS at{of_change} FROM changes SEMI JOIN complex USING ({KEY}) WHERE {KIND} = {UPSERTED}
-                UNION ALL SELECT {KEY}, {SEQUENCE} AS at{of_held} FROM own
+                SELECT {KEY}, {SEQUENCE} AS seq{of_change} FROM changes SEMI JOIN complex USING ({KEY}) WHERE {KIND} = {UPSERTED}
+                UNION ALL SELECT {KEY}, {SEQUENCE} AS seq{of_held} FROM own
             ),
             deletes AS (
-                SELECT {KEY}, {SEQUENCE} AS at FROM changes WHERE {KIND} = {DELETED}
-                UNION ALL SELECT {KEY}, {SEQUENCE} AS at FROM state WHERE {KIND} = {DELETED}
-                UNION ALL SELECT {KEY}, floor.at FROM complex CROSS JOIN floor WHERE floor.at IS NOT NULL
+                SELECT {KEY}, {SEQUENCE} AS seq FROM changes WHERE {KIND} = {DELETED}
+                UNION ALL SELECT {KEY}, {SEQUENCE} AS seq FROM state WHERE {KIND} = {DELETED}
+                UNION ALL SELECT {KEY}, floor.seq FROM complex CROSS JOIN floor WHERE floor.seq IS NOT NULL
             ),
-            dead AS (SELECT {KEY}, max(at) AS at FROM deletes GROUP BY {KEY}),
+            dead AS (SELECT {KEY}, max(seq) AS seq FROM deletes GROUP BY {KEY}),
             folded AS (
-                SELECT {KEY}, count(parts.{KEY}) FILTER (dead.at IS NULL OR parts.at > dead.at) > 0 AS is_alive,
-                       max(parts.at) FILTER (dead.at IS NULL OR parts.at > dead.at) AS at{best}
+                SELECT {KEY}, count(parts.{KEY}) FILTER (dead.seq IS NULL OR parts.seq > dead.seq) > 0 AS is_alive,
+                       max(parts.seq) FILTER (dead.seq IS NULL OR parts.seq > dead.seq) AS seq{best}
                 FROM complex LEFT JOIN parts USING ({KEY}) LEFT JOIN dead USING ({KEY}) GROUP BY {KEY}
             ),
-            named AS (SELECT {KEY}, {keys}, {FLOW} FROM changes QUALIFY row_number() OVER (PARTITION BY {KEY} ORDER BY {SEQUENCE} DESC, {FLOW}) = 1),
+            flows AS (SELECT {KEY}, arg_max({FLOW}, {SEQUENCE}) AS {FLOW} FROM changes GROUP BY {KEY}),
             f AS (
-                SELECT {KEY}, {keys}, {FLOW}, is_alive, at AS {SEQUENCE}{made},
+                SELECT {KEY}, {keys}, {FLOW}, is_alive, seq AS {SEQUENCE}{made},
                        CASE WHEN len({kept}) > 0 THEN {kept} END AS {UNSET}
-                FROM folded JOIN named USING ({KEY})
+                FROM folded JOIN keys USING ({KEY}) LEFT JOIN flows USING ({KEY})
             ),
             h AS (SELECT * FROM held QUALIFY row_number() OVER (PARTITION BY {KEY} ORDER BY {FILE}, {ROW}) = 1)
-            SELECT f.*, h.{FILE}, h.{KEY} IS NULL AND f.is_alive OR h.{KEY} IS NOT NULL AND (NOT f.is_alive OR NOT ({same})) AS is_changed
+            SELECT f.*, h.{FILE},
+                   h.{KEY} IS NULL AND f.is_alive OR h.{KEY} IS NOT NULL AND (NOT f.is_alive OR NOT ({same})) AS is_changed
             FROM f LEFT JOIN h USING ({KEY})
-        """  # noqa: E501 - SQL
+        """
 
 
 def _together(first: Outcome, second: Outcome) -> Outcome:

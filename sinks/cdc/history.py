@@ -45,6 +45,7 @@ class HistoryInputs:
         stored: Versions of these keys, with ``k``, file and row.
         events: Events of these keys from the state, with ``k``.
         truncates: Sequences at which every key was deleted.
+        arrivals: Sequences of this batch, truncates included.
     """
 
     keys: pa.Table
@@ -52,6 +53,7 @@ class HistoryInputs:
     stored: pa.Table
     events: pa.Table
     truncates: pa.Table
+    arrivals: pa.Table
 
 
 def apply_history(session: duckdb.DuckDBPyConnection, shape: TargetShape, inputs: HistoryInputs) -> Outcome:
@@ -62,13 +64,16 @@ def apply_history(session: duckdb.DuckDBPyConnection, shape: TargetShape, inputs
         ("stored", inputs.stored),
         ("state", inputs.events),
         ("truncates", inputs.truncates),
+        ("arrivals", inputs.arrivals),
     ):
         session.register(name, table)
     text = _HistorySql(shape)
     session.execute(f"CREATE OR REPLACE TEMP TABLE marked AS {text.marked()}")
     session.execute(f"CREATE OR REPLACE TEMP TABLE versions AS {text.versions()}")
     session.execute(f"CREATE OR REPLACE TEMP TABLE same AS {text.same()}")
-    drops = session.sql(f"SELECT {FILE}, {ROW} FROM stored ANTI JOIN same USING ({FILE}, {ROW}) WHERE {START_AT} IS NOT NULL")
+    drops = session.sql(
+        f"SELECT {FILE}, {ROW} FROM stored ANTI JOIN same USING ({FILE}, {ROW}) WHERE {START_AT} IS NOT NULL"
+    )
     rows = session.sql(text.new_rows()).to_arrow_table()
     events = session.sql(text.events()).to_arrow_table()
     closing = session.sql(
@@ -98,7 +103,10 @@ class _HistorySql:
 
     def marked(self) -> str:
         """Every change of the keys in order, with the number of the version it belongs to."""
-        differs = " OR ".join(f"{quoted(c)} IS DISTINCT FROM lag({quoted(c)}) OVER by_key" for c in self._shape.tracked) or "false"
+        differs = (
+            " OR ".join(f"{quoted(c)} IS DISTINCT FROM lag({quoted(c)}) OVER by_key" for c in self._shape.tracked)
+            or "false"
+        )
         opens = f"({KIND} = {DELETED} OR lag({KIND}) OVER by_key IS DISTINCT FROM {UPSERTED} OR {differs})"
         values = _list(columns_sql(self._values))
         return f"""
@@ -163,8 +171,11 @@ class _HistorySql:
         """The changes that the versions do not show: what a late change will need."""
         values = _list(columns_sql(self._values, "m."))
         return f"""
-            WITH crowded AS (SELECT {KEY}, version FROM marked WHERE {KIND} = {UPSERTED} GROUP BY ALL HAVING count(*) > 1)
-            SELECT {columns_sql(self._shape.keys, "n.")}{values}, m.{SEQUENCE}, m.{KIND}, CASE WHEN len(m.unset) > 0 THEN m.unset END AS {UNSET}
+            WITH crowded AS (
+                SELECT {KEY}, version FROM marked WHERE {KIND} = {UPSERTED} GROUP BY ALL HAVING count(*) > 1
+            )
+            SELECT {columns_sql(self._shape.keys, "n.")}{values}, m.{SEQUENCE}, m.{KIND},
+                   CASE WHEN len(m.unset) > 0 THEN m.unset END AS {UNSET}
             FROM marked m JOIN keys n ON n.{KEY} = m.{KEY} LEFT JOIN crowded c ON c.{KEY} = m.{KEY} AND c.version = m.version
             WHERE (m.{KIND} = {DELETED} AND NOT m.ends_version AND m.origin <> {_TRUNCATE}) OR c.{KEY} IS NOT NULL
         """
@@ -192,7 +203,8 @@ class _HistorySql:
             for part, column, text in parts
         )
         filled = "".join(
-            f", (last_value({part} IGNORE NULLS) OVER life).value AS {column}" for part, column, _ in parts
+            f", (last_value(CASE WHEN {KIND} = {UPSERTED} THEN {part} END IGNORE NULLS) OVER life).value AS {column}"
+            for part, column, _ in parts
         )
         left = ", ".join(f"CASE WHEN {part} IS NULL THEN {text} END" for part, _, text in parts)
         return f"""
@@ -221,7 +233,7 @@ class _HistorySql:
         return f"""
             SELECT {KEY}, {SEQUENCE}, {KIND}, {_CHANGE} AS origin, {FLOW}{names} FROM changes
             UNION ALL SELECT {KEY}, {SEQUENCE}, {KIND}, {_STATE}, NULL{names} FROM state t
-                WHERE {SEQUENCE} >= (SELECT least((SELECT min({SEQUENCE}) FROM changes), (SELECT min({SEQUENCE}) FROM truncates)))
+                WHERE {SEQUENCE} >= (SELECT min({SEQUENCE}) FROM arrivals)
                    OR EXISTS (SELECT 1 FROM stored s WHERE s.{KEY} = t.{KEY} AND s.{START_AT} <= t.{SEQUENCE})
             UNION ALL SELECT {KEY}, {START_AT}, {UPSERTED}, {_STORED}, NULL{names} FROM stored s
                 WHERE {START_AT} IS NOT NULL AND NOT EXISTS (

@@ -20,17 +20,14 @@ from sinks.cdc.history import HistoryInputs, apply_history
 from sinks.cdc.keys import KeyIndex, row_numbers
 from sinks.cdc.outcome import FILE, KEY, ROW, Outcome
 from sinks.cdc.rules import (
-    DELETED,
     END_AT,
     KIND,
     SEQUENCE,
-    START_AT,
     TRUNCATED,
     UNSET,
     TargetShape,
     columns_sql,
     open_session,
-    quoted,
 )
 from sinks.cdc.state import EventState
 from sinks.cdc.stored import FileReader, may_hold
@@ -110,10 +107,7 @@ class Merger:
         is_truncate = pc.equal(changes.column(KIND), TRUNCATED)
         truncates = changes.filter(is_truncate).select([SEQUENCE])
         changes = changes.filter(pc.invert(is_truncate))
-        if self.shape.scd_type == 1:
-            outcome = self._current(changes, truncates)
-        else:
-            outcome = self._history(changes, truncates)
+        outcome = self._current(changes, truncates) if self.shape.scd_type == 1 else self._history(changes, truncates)
         return self._written(outcome, self._state_events(outcome, truncates))
 
     def close(self) -> None:
@@ -125,8 +119,9 @@ class Merger:
     # -- type 1
 
     def _current(self, changes: pa.Table, truncates: pa.Table) -> Outcome:
-        index = KeyIndex(changes.select(self.shape.keys))
         names = [*self.shape.keys, *self.shape.hidden.names]
+        keys = self._touched_keys(changes, truncates)
+        index = KeyIndex(keys)
         stored: list[pa.Table] = []
         for number in self._candidates(index):
             rows, ids = self._reader.matches(self._files[number], index, names)
@@ -137,7 +132,8 @@ class Merger:
         held = pa.concat_tables(stored).cast(schema) if stored else no_rows(schema)
         floor = pa.concat_tables([self.state.truncates(), truncates])
         inputs = CurrentInputs(
-            changes=changes.append_column(KEY, index.ids),
+            keys=self._named(keys, index),
+            changes=changes.append_column(KEY, index.ids.slice(0, len(changes))),
             stored=held,
             events=self.state.events(index),
             truncates=floor,
@@ -147,6 +143,24 @@ class Merger:
         if len(truncates):
             self._truncate(outcome, floor)
         return outcome
+
+    def _touched_keys(self, changes: pa.Table, truncates: pa.Table) -> pa.Table:
+        """Return the keys of the changes, and those of stored rows that a truncate may concern in part only."""
+        keys = changes.select(self.shape.keys)
+        if not (self.shape.is_partial and len(truncates)):
+            return keys
+        names = [*self.shape.keys, *self.shape.hidden.names]
+        mixed = [
+            rows.filter(pc.is_valid(rows.column(UNSET))) for rows in (self._reader.keys(f, names) for f in self._files)
+        ]
+        return pa.concat_tables([keys, *(rows.select(self.shape.keys) for rows in mixed)])
+
+    def _named(self, keys: pa.Table, index: KeyIndex) -> pa.Table:
+        """Return each key once, with its number."""
+        self.session.register("every_key", keys.append_column(KEY, index.ids))
+        columns = columns_sql(self.shape.keys)
+        named: pa.Table = self.session.sql(f"SELECT DISTINCT {KEY}, {columns} FROM every_key").to_arrow_table()
+        return named
 
     def _content(self, rows: pa.Table) -> pa.Table:
         """Return the values of stored rows, in their order; each file is read once."""
@@ -189,7 +203,8 @@ class Merger:
         index = KeyIndex(keys)
         stored = []
         names = [*self.shape.keys, END_AT]
-        earliest = _lowest([changes.select([SEQUENCE]), truncates], self.session)
+        arrivals = pa.concat_tables([changes.select([SEQUENCE]), truncates])
+        earliest = _lowest(arrivals, self.session)
         for number in self._candidates(index):
             file = self._files[number]
             if _ended_before(file, earliest):
@@ -199,17 +214,15 @@ class Merger:
                 versions = self._reader.columns(file, self.shape.stored.names).take(rows)
                 stored.append(_placed(versions, number, rows).append_column(KEY, ids))
         schema = pa.schema([*self.shape.stored, (FILE, pa.int64()), (ROW, pa.int64()), (KEY, pa.int64())])
-        session = self.session
-        session.register("every", keys.append_column(KEY, index.ids))
-        named = session.sql(f"SELECT DISTINCT {KEY}, {columns_sql(self.shape.keys)} FROM every").to_arrow_table()
         inputs = HistoryInputs(
-            keys=named,
+            keys=self._named(keys, index),
             changes=changes.append_column(KEY, index.ids.slice(0, len(changes))),
             stored=pa.concat_tables(stored).cast(schema) if stored else no_rows(schema),
             events=self.state.events(index),
             truncates=pa.concat_tables([self.state.truncates(), truncates]),
+            arrivals=arrivals,
         )
-        return apply_history(session, self.shape, inputs)
+        return apply_history(self.session, self.shape, inputs)
 
     # -- both
 
@@ -218,33 +231,25 @@ class Merger:
         values = index.bounds()
         return [n for n, file in enumerate(self._files) if may_hold(file, self.shape.keys, values)]
 
-    def _state_events(self, outcome: Outcome, truncates: pa.Table) -> pa.Table:
-        events = outcome.events
-        if len(truncates):
-            kinds = pa.repeat(pa.scalar(TRUNCATED, pa.int8()), len(truncates))
-            marks = truncates.append_column(KIND, kinds)
-            events = pa.concat_tables([events, marks], promote_options="default") if len(events) else marks
-        return events
+    def _state_events(self, outcome: Outcome, truncates: pa.Table) -> list[pa.Table]:
+        kinds = pa.repeat(pa.scalar(TRUNCATED, pa.int8()), len(truncates))
+        marks = truncates.append_column(KIND, kinds)
+        return [table for table in (outcome.events, marks) if len(table)]
 
-    def _written(self, outcome: Outcome, events: pa.Table) -> Merged:
+    def _written(self, outcome: Outcome, events: Sequence[pa.Table]) -> Merged:
         target_bytes = self._target_bytes()
         touched = sorted(outcome.drops.column(FILE).unique().to_pylist())
         small = self._small_files(touched, target_bytes, has_rows=bool(len(outcome.rows)))
-        if not len(outcome.rows):
-            whole = [n for n in touched if self._is_emptied(outcome, n)]
-        else:
-            whole = []
         writer = DataFileWriter(self.location, partition_by=self.partition_by, file_bytes=target_bytes)
         try:
             for number in touched:
-                if number not in whole:
-                    self._rewrite(writer, outcome, number, target_bytes)
+                self._rewrite(writer, outcome, number, target_bytes)
             self._write_new(writer, outcome, touched, small)
             adds = writer.finish()
         except BaseException:
             writer.abandon()
             raise
-        state = self.state.write(events) if len(events) else None
+        state = self.state.write(events) if events else None
         return Merged(
             adds=adds,
             removes=[self._files[number] for number in (*touched, *small)],
@@ -252,11 +257,6 @@ class Merger:
             upserted=outcome.upserted,
             deleted=outcome.deleted,
         )
-
-    def _is_emptied(self, outcome: Outcome, number: int) -> bool:
-        """Return whether no row of a file stays, so that it need not be read."""
-        dropped = pc.sum(pc.equal(outcome.drops.column(FILE), number)).as_py()
-        return bool(dropped == self._files[number].rows)
 
     def _target_bytes(self) -> int:
         """Return the size of a file to aim for: larger for larger tables, so that there are not too many of them."""
@@ -281,7 +281,7 @@ class Merger:
         """Copy the rows of a file that stay, then the rows that take the place of those that go."""
         dropped = outcome.drops.filter(pc.equal(outcome.drops.column(FILE), number)).column(ROW).combine_chunks()
         start = 0
-        for rows in self._reader.groups(self._files[number]):
+        for rows in self._reader.groups(self._files[number]) if len(dropped) != self._files[number].rows else ():
             stays = pc.invert(pc.is_in(row_numbers(len(rows), start), value_set=dropped))
             start += len(rows)
             writer.append(rows.filter(stays))
@@ -314,8 +314,8 @@ def _placed(rows: pa.Table, number: int, positions: pa.Array) -> pa.Table:
     return rows.append_column(FILE, files).append_column(ROW, positions)
 
 
-def _lowest(tables: Sequence[pa.Table], session: duckdb.DuckDBPyConnection) -> object:
-    session.register("sequences", pa.concat_tables(list(tables)))
+def _lowest(sequences: pa.Table, session: duckdb.DuckDBPyConnection) -> object:
+    session.register("sequences", sequences)
     return session.sql(f"SELECT min({SEQUENCE}) AS low FROM sequences").to_arrow_table().column("low")[0].as_py()
 
 

@@ -7,6 +7,7 @@ are. ``docs/auto-cdc.md`` says what each rule means.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -64,9 +65,17 @@ def text_sql(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+_database: duckdb.DuckDBPyConnection | None = None
+_database_lock = threading.Lock()
+
+
 def open_session() -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB session for merges: in memory, UTC, no files, no network."""
-    session = duckdb.connect(config={"enable_external_access": False})
+    """Return a DuckDB session for merges on one in-memory database of the process: UTC, no files, no network."""
+    global _database
+    with _database_lock:
+        if _database is None:
+            _database = duckdb.connect(config={"enable_external_access": False})
+        session = _database.cursor()
     session.execute("SET TimeZone = 'UTC'")
     return session
 
@@ -141,7 +150,9 @@ class ChangeRules:
     def _check_lists(self, schema: pa.Schema) -> None:
         if self.column_list is not None and self.except_column_list is not None:
             raise UserError(
-                "column_list and except_column_list exclude each other", code="ARGUMENT_INVALID", remedy="Give one of them"
+                "column_list and except_column_list exclude each other",
+                code="ARGUMENT_INVALID",
+                remedy="Give one of them",
             )
         if self.track_history_column_list is not None and self.track_history_except_column_list is not None:
             raise UserError(
@@ -401,7 +412,9 @@ class BoundRules:
             column = table.column(name)
             lost = column.null_count
             if pa.types.is_struct(column.type):
-                lost += sum(chunk.flatten()[i].null_count for chunk in column.chunks for i in range(column.type.num_fields))
+                lost += sum(
+                    chunk.flatten()[i].null_count for chunk in column.chunks for i in range(column.type.num_fields)
+                )
             if lost:
                 what = "sequence_by" if name == SEQUENCE else f"key column '{name}'"
                 raise SchemaError(
@@ -430,7 +443,9 @@ class BoundRules:
         values = self.shape.values
         if UNCHANGED_COLUMNS in self.source.names:
             known = ", ".join(map(text_sql, values))
-            parts.append(f"list_filter(coalesce({UNCHANGED_COLUMNS}, []), lambda x: x IN ({known}))" if values else "[]")
+            parts.append(
+                f"list_filter(coalesce({UNCHANGED_COLUMNS}, []), lambda x: x IN ({known}))" if values else "[]"
+            )
         ignoring = self.rules.ignore_null_updates
         names = values if ignoring is True else [n for n in values if ignoring and n in ignoring]
         if names:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
@@ -109,14 +110,16 @@ class EventState:
         rows = [rows.filter(pc.equal(rows.column(KIND), TRUNCATED)).select([SEQUENCE]) for rows in found]
         return pa.concat_tables(rows) if rows else no_rows(pa.schema([(SEQUENCE, self.shape.sequence)]))
 
-    def write(self, events: pa.Table) -> int:
+    def write(self, tables: Sequence[pa.Table]) -> int:
         """Write events, and a manifest with them; return its number, to be committed with the output.
 
         Args:
-            events: Columns of a prepared change; those missing are NULL.
+            tables: Events, with the columns of a prepared change; those missing are NULL.
         """
         now = utc_now()
-        events = _fitted(events.append_column(RECORDED_AT, pa.repeat(_stamp(now), len(events))), self.schema)
+        events = pa.concat_tables([_fitted(table, self.schema) for table in tables])
+        recorded = pa.repeat(_stamp(now), len(events))
+        events = events.set_column(events.num_columns - 1, self.schema.field(RECORDED_AT), recorded)
         segments = list(self._segments)
         if len(segments) >= _SEGMENTS:
             events, segments = self._compacted(events, now), []

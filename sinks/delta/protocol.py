@@ -229,6 +229,21 @@ class Committer:
             metadata=facts,
         )
 
+    def refresh(self) -> DeltaTable:
+        """Hold the latest snapshot and return it; what is decided from it has to be committed before the next refresh.
+
+        Raises:
+            CommitConflict: A newer run has the fence. Not retryable.
+            TerminalError: The table was dropped or replaced. Not retryable.
+        """
+        self._require_same_table()
+        with delta_errors(f"refresh table '{self.location.label}'"):
+            self.handle.update_incremental()
+        self._log_stamp = self.location.log_stamp(self.handle.version())
+        self._stored.clear()
+        self._require_fence()
+        return self.handle
+
     def claim(self) -> None:
         """Take the fence in a commit of its own, so that an older run can move no position any more.
 
@@ -313,6 +328,12 @@ class Committer:
         self._reopen()
         if self._find_commit(commit_id, since=since) is not None:
             return True
+        self._require_fence()
+        for app, move in moves.items():
+            self._require_position(app, move, self.handle.transaction_version(app))
+        return False
+
+    def _require_fence(self) -> None:
         fence = self.handle.transaction_version(FENCE_APP_ID) or 0
         if fence > self._fence:
             raise CommitConflict(
@@ -322,9 +343,6 @@ class Committer:
                 expected=f"at most {self._fence}, the fence of this run",
                 remedy="Another run is writing this table. It goes on, this one stops; no row is lost",
             )
-        for app, move in moves.items():
-            self._require_position(app, move, self.handle.transaction_version(app))
-        return False
 
     def _require_position(self, app: str, move: Move, stored: int | None) -> None:
         if stored != move.start:

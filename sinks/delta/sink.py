@@ -6,12 +6,15 @@ large or old enough, whatever the length of a Bytewax epoch; it never commits in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from deltalake.transaction import AddAction
 
+from sinks.delta.files import StoredFile
 from sinks.delta.parquet import DataFileWriter
 from sinks.delta.protocol import CommitReceipt, Committer, Move, Quarantine, finish_quarantine, new_run_number
 from sinks.delta.tally import CommitTally
@@ -24,7 +27,7 @@ from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import app_id
 from waxlake.stream.schema import cast_exact, delta_schema
 
-__all__ = ["DeltaSink", "DeltaTarget", "FlushPolicy", "SinkControl"]
+__all__ = ["DeltaSink", "DeltaTarget", "FlushPolicy", "Output", "RowStore", "SinkControl", "TableWriter"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +112,9 @@ class DeltaSink(FixedPartitionedSink[MicroBatch, None]):
         """Return the single partition: one committer per table."""
         return ["table"]
 
-    def build_part(self, step_id: str, for_part: str, resume_state: None) -> _TableWriter:
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> TableWriter:
         """Build the committer; Bytewax calls it when the first item arrives."""
-        return _TableWriter(self)
+        return TableWriter(self)
 
     def stored(self, source: str, partition: str) -> int | None:
         """Return the position that the table holds for a source partition; None if it has none or does not exist."""
@@ -120,14 +123,47 @@ class DeltaSink(FixedPartitionedSink[MicroBatch, None]):
         return self.target.location.open().transaction_version(app_id(self.flow, source, partition))
 
 
-class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
+class RowStore(Protocol):
+    """Where a writer keeps the rows of the next commit."""
+
+    rows: int
+    size_bytes: int
+    partition_by: tuple[str, ...]
+
+    def append(self, table: pa.Table) -> None:
+        """Take rows."""
+        ...
+
+    def abandon(self) -> None:
+        """Forget everything."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a flush commits besides positions.
+
+    Attributes:
+        adds: New data files.
+        removes: Data files that they replace.
+        versions: Further app ids to store.
+        facts: Flow name to facts for the commit's metadata.
+    """
+
+    adds: Sequence[AddAction]
+    removes: Sequence[StoredFile] = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class TableWriter(StatefulSinkPartition[MicroBatch, None]):
     """The one committer of a table in this run."""
 
     def __init__(self, sink: DeltaSink) -> None:
         self._sink, self._target, self._policy = sink, sink.target, sink.flush
         self._clock = Clock()
         self._committer: Committer | None = None
-        self._rows = DataFileWriter(self._target.location)
+        self._rows: RowStore = self._row_store()
         self._rejected: DataFileWriter | None = None
         self._rejected_schema: pa.Schema | None = None
         self._schema = pa.schema([])
@@ -191,7 +227,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         if not self._admit(committer, app, batch):
             return
         replaces = self._target.replaces
-        rows = batch.table if replaces else self._fitted(committer, batch.table)  # may commit what came before
+        rows = batch.table if replaces else self._fitted(committer, batch.table, flow)  # may commit what came before
         now_s = self._clock.now_s()
         self._note_move(committer, app, batch, now_s)
         self._identities.update(self._sink.control.identities.get(flow, {}))
@@ -235,11 +271,18 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
             remedy="Another run moved this table meanwhile. Run again: it goes on from the table's own positions",
         )
 
+    def _row_store(self) -> RowStore:
+        return DataFileWriter(self._target.location)
+
+    def _new_schema(self, batch: MicroBatch) -> pa.Schema:
+        """Return the columns of the table if it has to be created."""
+        return delta_schema(batch.table.schema)
+
     def _opened(self, batch: MicroBatch) -> Committer:
         if self._committer is None:
             location = self._target.location
             if not location.exists():
-                location.create(delta_schema(batch.table.schema), partition_by=self._target.partition_by)
+                location.create(self._new_schema(batch), partition_by=self._target.partition_by)
             if self._target.quarantine is not None and self._target.quarantine.exists():
                 finish_quarantine(location, self._target.quarantine)
             self._committer = Committer(location, self._sink.control.run_id, self._sink.control.run_number)
@@ -250,7 +293,7 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
     def _read_schema(self, committer: Committer) -> None:
         self._schema = arrow_schema(committer.handle)
 
-    def _fitted(self, committer: Committer, table: pa.Table) -> pa.Table:
+    def _fitted(self, committer: Committer, table: pa.Table, flow: str) -> pa.Table:
         """Return the rows in the table's schema; columns the table lacks are added to it first."""
         if table.num_rows == 0 or table.schema.equals(self._schema):
             return table
@@ -292,6 +335,20 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
             or now_s - self._since_s >= self._policy.max_age_s
         )
 
+    def _output(self, committer: Committer) -> Output:
+        """Return what the rows kept so far come to, written and ready to be committed; forget them."""
+        assert isinstance(self._rows, DataFileWriter)
+        return Output(adds=self._rows.finish())
+
+    def _committed(self, output: Output) -> None:
+        """An output is durable."""
+
+    def _facts(self, output: Output) -> dict[str, Any]:
+        facts = self._tally.facts()
+        for flow, more in output.facts.items():
+            facts["flows"].get(flow, {}).update(more)
+        return facts
+
     def _flush(self) -> None:
         """Commit everything taken so far."""
         if self._committer is None or not self._moves:
@@ -301,15 +358,18 @@ class _TableWriter(StatefulSinkPartition[MicroBatch, None]):
         if self._rejected is not None and self._target.quarantine is not None and self._rejected.rows:
             rejected_rows = self._rejected.rows
             quarantine = Quarantine(location=self._target.quarantine, adds=self._rejected.finish(), rows=rejected_rows)
+        output = self._output(self._committer)
         receipt = self._committer.commit(
-            self._rows.finish(),
+            output.adds,
             self._moves,
             rows=rows,
-            identities=self._identities,
+            identities={**self._identities, **output.versions},
             quarantine=quarantine,
-            metadata=self._tally.facts(),
+            metadata=self._facts(output),
             replacement=self._replacement,
+            removes=output.removes,
         )
+        self._committed(output)
         self._moves, self._tally, self._replacement = {}, CommitTally(), None
         self._since_s = self._moved_since_s = None
         self._is_ending = False

@@ -11,7 +11,7 @@ import signal
 import threading
 from typing import Final
 
-__all__ = ["FAILPOINTS", "FILES_FAILPOINTS", "failpoint"]
+__all__ = ["FAILPOINTS", "FILES_FAILPOINTS", "MERGE_FAILPOINTS", "failpoint"]
 
 FAILPOINTS: Final = (
     "files-written",  # data files are in the table's folder, no commit names them yet
@@ -33,6 +33,11 @@ FILES_FAILPOINTS: Final = (
     "clean-noted",  # it does
 )
 
+MERGE_FAILPOINTS: Final = (
+    "merge-begun",  # changes are to be merged, nothing is written
+    "state-written",  # the state beside a target is written, no commit names it yet
+)
+
 _name, _, _count = os.environ.get("WAXLAKE_FAILPOINT", "").partition(":")
 _left = int(_count or 1)
 _lock = threading.Lock()
@@ -42,7 +47,7 @@ def failpoint(name: str) -> None:
     """Kill this process with SIGKILL if it was started to die here; else do nothing.
 
     Args:
-        name: One of ``FAILPOINTS`` or ``FILES_FAILPOINTS``.
+        name: One of the names above.
     """
     if name != _name:
         return
