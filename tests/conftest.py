@@ -14,6 +14,7 @@ import pytest
 
 from tests import services
 from tests.services import ServiceMissing, kafka, s3
+from tests.services.mariadb import MariaDB
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.stream.errors import TerminalError
 
@@ -104,6 +105,37 @@ def _new_apache_kafka(**options: object) -> kafka.ApacheKafka:
 def kafka_cluster(request: pytest.FixtureRequest) -> kafka.KafkaCluster:
     """Each broker in turn."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """MariaDB with a row binlog, started here; shared by all tests: one that stops it starts it again."""
+    server = _new_mariadb()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def make_mariadb() -> Iterator[Callable[..., MariaDB]]:
+    """Return a function that starts a MariaDB of one's own, with options as `MariaDB` takes them."""
+    servers: list[MariaDB] = []
+
+    def start(**options: object) -> MariaDB:
+        servers.append(_new_mariadb(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def _new_mariadb(**options: object) -> MariaDB:
+    try:
+        server = MariaDB(**options)
+    except ServiceMissing as reason:
+        services.missing("mariadb", reason)
+    services.note_use("mariadb", f"{server.execute('SELECT version()')[0][0]}, started here")
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,10 @@ from typing import Any, Final
 from connectors.mysql.columns import Column, column_from_catalog
 from connectors.mysql.dump import BinlogDump
 from connectors.mysql.errors import mysql_errors
-from connectors.mysql.position import BinlogPosition
+from connectors.mysql.position import binlog_position
 from connectors.mysql.settings import MySQLSettings
-from waxlake.stream.errors import SourceMoved, TerminalError
+from waxlake.stream.errors import TerminalError
+from waxlake.stream.position import RowPosition
 
 __all__ = ["Client", "Server", "SourceTable"]
 
@@ -47,6 +48,7 @@ class SourceTable:
         name: Table.
         columns: Its columns that are read, in order.
         key: Names of the columns of its primary key, else of a NOT NULL unique one; empty if there is none.
+        left_out: Names of its columns that are not read.
         row_bytes: Mean size of a row, as the server estimates it.
         rows: Number of rows, as the server estimates it.
     """
@@ -55,6 +57,7 @@ class SourceTable:
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+    left_out: frozenset[str] = frozenset()
     row_bytes: int = 0
     rows: int = 0
 
@@ -71,19 +74,21 @@ class Server:
     Attributes:
         identity: That which makes it *that* server.
         is_mariadb: Whether it is MariaDB.
+        has_gtids: Whether every transaction has a global identity.
         log_name: Binlog file names without their number, as ``binlog``.
         digits: Digits of that number, at least.
-        first: Where its binlog begins.
-        last: Where its binlog ends now.
+        first: Position where its binlog begins.
+        last: Position where its binlog ends now.
         charsets: Collation id to character set.
     """
 
     identity: str
     is_mariadb: bool
+    has_gtids: bool
     log_name: str
     digits: int
-    first: BinlogPosition
-    last: BinlogPosition
+    first: int
+    last: int
     charsets: Mapping[int, str] = field(repr=False)
 
     def file_name(self, number: int) -> str:
@@ -130,7 +135,7 @@ class Client:
     def ask(self, connection: Any, query: str, arguments: Sequence[object] = ()) -> list[dict[str, Any]]:
         """Return the rows of a query, by column name in upper case."""
         with mysql_errors(f"ask {self.what}"), connection.cursor() as cursor:
-            cursor.execute(query, arguments)
+            cursor.execute(query, arguments or None)
             names = [column[0].upper() for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
@@ -154,10 +159,11 @@ class Client:
         return Server(
             identity=values.get("server_uuid") or values.get("server_uid") or f"server-{values.get('server_id')}",
             is_mariadb=is_mariadb,
+            has_gtids=is_mariadb or values.get("gtid_mode", "").upper() == "ON",
             log_name=last[0].rpartition(".")[0],
             digits=len(last[0].rpartition(".")[2]),
-            first=BinlogPosition.of(first, 4),
-            last=BinlogPosition.of(*last),
+            first=binlog_position(first, 4),
+            last=binlog_position(*last),
             charsets={int(row["ID"]): str(row["CHARACTER_SET_NAME"]) for row in charsets},
         )
 
@@ -172,6 +178,10 @@ class Client:
         if not rows:
             raise self._wrong("log_bin", "OFF")
         return str(rows[0]["FILE"]), int(rows[0]["POSITION"])
+
+    def end(self, connection: Any) -> int:
+        """Return the position where the binlog ends now."""
+        return binlog_position(*self._end(connection))
 
     def _check_settings(self, values: Mapping[str, str]) -> None:
         for name, (wanted, _, _) in _WANTED.items():
@@ -219,8 +229,7 @@ class Client:
             TerminalError: ``MYSQL_NOT_FOUND``, ``MYSQL_NO_KEY``. Not retryable.
             SchemaError: A column of a type that cannot be read. Not retryable.
         """
-        database = self._settings.url.database
-        patterns = [name if "." in name else f"{database}.{name}" for name in self._settings.tables]
+        patterns = self._settings.patterns
         schemas = sorted({pattern.split(".", 1)[0] for pattern in patterns})
         listed = self.ask(connection, _LIST_TABLES)
         found: dict[str, SourceTable] = {}
@@ -241,25 +250,26 @@ class Client:
     def _described(self, connection: Any, row: Mapping[str, Any]) -> SourceTable:
         schema, name = str(row["TABLE_SCHEMA"]), str(row["TABLE_NAME"])
         rows = self.ask(connection, _LIST_COLUMNS, (schema, name))
-        left_out = set(self._settings.exclude_columns)
+        excluded = set(self._settings.exclude_columns)
+        names = [str(item["COLUMN_NAME"]) for item in rows]
+        left_out = frozenset(n for n in names if excluded & {n, f"{name}.{n}", f"{schema}.{name}.{n}"})
         columns = tuple(
-            column_from_catalog(item, f"{schema}.{name}")
-            for item in rows
-            if not left_out & {item["COLUMN_NAME"], f"{name}.{item['COLUMN_NAME']}", f"{schema}.{name}.{item['COLUMN_NAME']}"}
+            column_from_catalog(item, f"{schema}.{name}") for item in rows if item["COLUMN_NAME"] not in left_out
         )
         key = self._key(connection, schema, name)
-        if not key and self._settings.tables_without_key == "fail":
+        if not key and self._settings.on_missing_key == "fail":
             raise TerminalError(
                 f"cannot read table '{schema}.{name}'",
                 code="MYSQL_NO_KEY",
                 found="neither a primary key nor a NOT NULL unique one",
-                remedy="Give it a key, or set tables_without_key='append'",
+                remedy="Give it a key, or set on_missing_key='append'",
             )
         return SourceTable(
             schema=schema,
             name=name,
             columns=columns,
             key=key,
+            left_out=left_out,
             row_bytes=int(row["AVG_ROW_LENGTH"] or 0),
             rows=int(row["TABLE_ROWS"] or 0),
         )
@@ -275,20 +285,19 @@ class Client:
                 return tuple(str(row["COLUMN_NAME"]) for row in parts)
         return ()
 
-    def dump(self, server: Server, start: BinlogPosition) -> BinlogDump:
+    def dump(self, server: Server, start: int) -> BinlogDump:
         """Return the stream of events from a position on.
 
         Raises:
             SourceMoved: The server has no such file any more. Not retryable.
             TransientError: It does not answer. Retryable.
         """
-        if start.file < server.first.file:
-            raise SourceMoved(f"cannot read {self.what}", code="MYSQL_BINLOG_PURGED", found=f"first file {server.first.file}")
+        place = RowPosition.unpack(start)
         return BinlogDump(
             self.connect(),
             f"binlog of {self.what}",
-            file=server.file_name(start.file),
-            offset=start.offset,
+            file=server.file_name(place.major),
+            offset=place.minor,
             server_id=self._settings.server_id or (1 << 31) + secrets.randbits(30),
         )
 

@@ -59,7 +59,6 @@ class BinlogDump:
         self._what, self._connection = f"read {what}", connection
         self._buffer = bytearray()
         self._long: list[bytes] = []
-        self._checksum_bytes = 0
         self._heard_at_s = time.monotonic()
         with mysql_errors(self._what):
             with connection.cursor() as cursor:
@@ -68,6 +67,8 @@ class BinlogDump:
                 cursor.execute(f"SET @master_heartbeat_period = {int(_HEARTBEAT_S * 1e9)}")
                 cursor.execute(f"SET @source_heartbeat_period = {int(_HEARTBEAT_S * 1e9)}")
                 cursor.execute("SET @mariadb_slave_capability = 4")  # GTID events as they are
+                cursor.execute("SELECT @@global.binlog_checksum")
+                self._checksum_bytes = 4 if str(cursor.fetchone()[0]).upper() == "CRC32" else 0
             request = struct.pack("<IHI", offset, 0, server_id) + file.encode()
             connection._execute_command(_COM_BINLOG_DUMP, request)
         self._socket = connection._sock

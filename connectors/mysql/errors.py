@@ -62,7 +62,7 @@ def error_of(what: str, number: object, text: str) -> ExternalError:
             code="MYSQL_BINLOG_PURGED",
             found=found,
             expected="the binlog since the last position stored",
-            remedy="Set on_data_loss='reload' to load the tables anew, and keep binlogs longer (binlog_expire_logs_seconds)",
+            remedy="Set on_binlog_lost='resnapshot' to load the tables anew, and keep binlogs longer (binlog_expire_logs_seconds)",
         )
     if number in _TRANSIENT or number in (0, ""):
         return _away(what, found)

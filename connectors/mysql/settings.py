@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import Settings
+
+if TYPE_CHECKING:
+    from connectors.mysql.connector import MySQLConnector
 
 __all__ = ["MySQLSettings", "ServerURL"]
 
@@ -71,19 +76,19 @@ class MySQLSettings(Settings):
     initial_load: bool = Field(
         default=True, description="Whether a table that is read for the first time is loaded first, as rows of type 'read'"
     )
-    chunk_rows: int = Field(default=50_000, ge=1, le=10_000_000, description="Most rows in one chunk of the first load")
-    load_connections: int = Field(default=2, ge=1, le=32, description="Tables that are loaded at the same time")
-    tables_without_key: Literal["append", "fail"] = Field(
-        default="append",
-        description="A table with neither a primary key nor a NOT NULL unique one: its changes are appended (an update as a "
-        "delete and an insert), or it is an error",
+    load_chunk_rows: int = Field(default=50_000, ge=1, le=10_000_000, description="Rows in one chunk of a first load")
+    load_workers: int = Field(default=2, ge=1, le=16, description="Tables that are loaded at the same time")
+    on_missing_key: Literal["fail", "append"] = Field(
+        default="fail",
+        description="What to do about a table with neither a primary key nor a NOT NULL unique one: stop, or append its changes "
+        "(an update as a delete and an insert)",
     )
     exclude_columns: tuple[str, ...] = Field(
         default=(), description="Columns that are left out, by name: column, table.column or database.table.column"
     )
-    on_data_loss: Literal["fail", "skip"] = Field(
+    on_binlog_lost: Literal["fail", "resnapshot"] = Field(
         default="fail",
-        description="What to do when the binlog was purged before it was read: stop, or go on behind the gap and record it",
+        description="What to do when the server no longer has the changes since the last run: stop, or load the tables again",
     )
     server_id: int | None = Field(
         default=None, ge=1, lt=1 << 32, description="Number of this replica, unique among all of the server; random if not given"
@@ -114,3 +119,19 @@ class MySQLSettings(Settings):
                 expected="database.table, or a database in the URL",
             )
         return settings
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The tables with their database."""
+        return tuple(name if "." in name else f"{self.url.database}.{name}" for name in self.tables)
+
+    @property
+    def label(self) -> str:
+        """What users call it: ``mysql:`` and the tables."""
+        return f"mysql:{','.join(self.patterns)}"
+
+    def connector(self, ledger: Callable[[str], TableLocation]) -> MySQLConnector:
+        """Return the connector; ``ledger`` finds a place for its ledger."""
+        from connectors.mysql.connector import MySQLConnector
+
+        return MySQLConnector(self, ledger(f"mysql-{self.url.host}-{self.url.port}"))

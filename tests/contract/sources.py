@@ -16,7 +16,9 @@ from deltalake import write_deltalake
 from connectors.delta import DeltaConnector
 from connectors.files import FilesConnector, FilesSettings
 from connectors.kafka import KafkaConnector, KafkaSettings
+from connectors.mysql import MySQLConnector, MySQLSettings
 from tests.services.kafka import KafkaCluster, create_topic
+from tests.services.mariadb import MariaDB
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.source import Connector
 
@@ -100,3 +102,31 @@ class DeltaRig:
 
     def connector(self) -> Connector:
         return DeltaConnector(TableLocation(str(self.folder / "table")))
+
+
+@dataclass(slots=True)
+class MySQLRig:
+    """Two tables of a database, one of them with rows before anyone looked; transactions of a few rows."""
+
+    server: MariaDB
+    folder: Path
+    database: str = ""
+
+    def __post_init__(self) -> None:
+        self.database = self.server.create_database()
+        for table in ("odd", "even"):
+            self.server.execute(f"CREATE TABLE {table} (n BIGINT PRIMARY KEY, s TEXT)", database=self.database)
+
+    def add(self, numbers: Sequence[int]) -> None:
+        for start in range(0, len(numbers), 5):
+            part = numbers[start : start + 5]
+            for table, rows in (("odd", [n for n in part if n % 2]), ("even", [n for n in part if not n % 2])):
+                if rows:
+                    values = ", ".join(f"({n}, 'row {n}')" for n in rows)
+                    self.server.execute(f"INSERT INTO {table} VALUES {values}", database=self.database)
+
+    def connector(self) -> Connector:
+        settings = MySQLSettings.of(
+            self.server.url, [f"{self.database}.*"], load_chunk_rows=7, max_rows_per_batch=7
+        )
+        return MySQLConnector(settings, TableLocation(str(self.folder / "ledger")))

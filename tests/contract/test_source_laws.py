@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.sources import DeltaRig, FilesRig, KafkaRig, SourceRig
+from tests.contract.sources import DeltaRig, FilesRig, KafkaRig, MySQLRig, SourceRig
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.source import Connector, SourcePlan, plan_partitions
 
 NUMBERS = list(range(60))
 
 
-@pytest.fixture(params=["kafka-tansu", "kafka-apache", "files", "delta"])
+@pytest.fixture(params=["kafka-tansu", "kafka-apache", "files", "delta", "mysql"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> SourceRig:
     if request.param.startswith("kafka"):
         fixture = "tansu" if request.param == "kafka-tansu" else "apache_kafka"
         return KafkaRig(request.getfixturevalue(fixture))
+    if request.param == "mysql":
+        return MySQLRig(request.getfixturevalue("mariadb"), tmp_path)
     return FilesRig(tmp_path) if request.param == "files" else DeltaRig(tmp_path)
 
 

@@ -23,6 +23,8 @@ FAILPOINTS: Final = (
     "quarantine-written",  # quarantine files are written, the primary commit is not
     "quarantine-pending",  # the primary commit is durable, the quarantine commit is not
     "quarantine-committed",  # both are durable
+    "chunk-recorded",  # the end of a chunk of a first load is recorded, no row of it was emitted
+    "chunk-read",  # a chunk is about to be emitted
 )
 
 FILES_FAILPOINTS: Final = (

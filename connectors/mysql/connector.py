@@ -1,0 +1,249 @@
+"""The MySQL connector: what there is to read, its columns, and readers of it; and a Bytewax source for plain dataflows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from connectors.mysql.chunks import ChunkLedger
+from connectors.mysql.client import Client, Server, SourceTable
+from connectors.mysql.loads import Loads
+from connectors.mysql.position import LOADED
+from connectors.mysql.reader import LOAD_SUFFIX, MySQLReader
+from connectors.mysql.rows import RowDecoder, full_schema
+from connectors.mysql.settings import MySQLSettings
+from waxlake.stream.changes import CHANGE_COLUMNS
+from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.errors import SourceMoved, TerminalError, UsageError
+from waxlake.stream.schema import no_rows
+from waxlake.stream.source import Connector, Reader, SourcePlan, SourceRange, SourceState
+from waxlake.stream.standalone import Positions, StandaloneSource
+
+__all__ = ["MySQLConnector", "MySQLSource"]
+
+
+class MySQLConnector:
+    """Tables of a MySQL or MariaDB server, followed by its binlog after a first load.
+
+    Args:
+        settings: What to read and how.
+        ledger: Where the source keeps where chunks of first loads end; its own, and durable like the tables it feeds.
+
+    Guarantee: each change of a table once, in the order of the log, together with a sink that stores positions; rows of the
+    first load before every change that they do not hold.
+    """
+
+    def __init__(self, settings: MySQLSettings, ledger: TableLocation) -> None:
+        self.settings = settings
+        self._location = ledger
+        self._client = Client(settings)
+        self._lock = threading.Lock()
+        self._surveyed: tuple[Server, dict[str, SourceTable]] | None = None
+        self._parts = [settings]
+
+    @property
+    def name(self) -> str:
+        """What the user calls the source: its server."""
+        return f"mysql:{self.settings.url}"
+
+    @property
+    def metadata_columns(self) -> tuple[str, ...]:
+        """Columns that are there when selected and stay out of ``*``."""
+        return tuple(CHANGE_COLUMNS.names)
+
+    @property
+    def on_data_loss(self) -> str:
+        """Changes are never skipped."""
+        return "fail"
+
+    def source_key(self) -> object:
+        """Return what is equal for tables of one server: they are read together."""
+        return "mysql", self.settings.url.host, self.settings.url.port, self._location.uri
+
+    def together(self, others: Sequence[Connector]) -> MySQLConnector:
+        """Return a connector of the tables of all.
+
+        Raises:
+            UsageError: ``MYSQL_SETTINGS_DIFFER``. Not retryable.
+        """
+        joined = MySQLConnector(self.settings, self._location)
+        for other in others:
+            assert isinstance(other, MySQLConnector)
+            theirs = other.settings.model_dump(exclude={"tables", "exclude_columns"})
+            mine = self.settings.model_dump(exclude={"tables", "exclude_columns"})
+            differing = sorted(name for name in mine if mine[name] != theirs[name])
+            if differing:
+                raise UsageError(
+                    f"reads of {self.name} do not agree",
+                    code="MYSQL_SETTINGS_DIFFER",
+                    found=f"two values of {', '.join(differing)}",
+                    expected="equal options besides tables and exclude_columns: one reader serves all",
+                )
+            joined._parts.append(other.settings)
+        return joined
+
+    def takes(self) -> frozenset[str]:
+        """Return the partitions of its tables."""
+        _, tables = self._survey()
+        return frozenset(self._partitions(tables))
+
+    def empty(self) -> pa.Table:
+        """Return a table of no rows with the columns of all tables; metadata columns last."""
+        _, tables = self._survey()
+        fields: dict[str, pa.Field] = {}
+        for table in tables.values():
+            for column in table.columns:
+                known = fields.setdefault(column.name, column.field)
+                if known.type != column.arrow:
+                    raise UsageError(
+                        f"cannot read {', '.join(tables)} as one stream",
+                        code="MYSQL_COLUMNS_DIFFER",
+                        found=f"column '{column.name}' of types {known.type} and {column.arrow}",
+                        remedy="Read each table in a flow of its own: they share one connection all the same",
+                    )
+        return no_rows(pa.schema([*fields.values(), *CHANGE_COLUMNS]))
+
+    def empty_of(self, partition: str) -> pa.Table:
+        """Return a table of no rows with the columns of one table."""
+        _, tables = self._survey()
+        return no_rows(full_schema(tables[partition.removesuffix(LOAD_SUFFIX)]))
+
+    def inspect(self) -> SourceState:
+        """Check the server and the tables, and return what there is to read.
+
+        Raises:
+            TerminalError: A setting, a privilege or a table is missing. Not retryable.
+            TransientError: The server does not answer. Retryable.
+        """
+        self._surveyed = None
+        server, tables = self._survey()
+        with self._lock:
+            ledger = ChunkLedger(self._location)
+            epoch = ledger.epoch()
+            ledger.begin({f"{epoch}/{name}": server.last for name in tables})
+            begins = ledger.begins()
+            identities = [f"mysql:{server.identity}@{ledger.table_id}" + (f"#{e}" if e else "") for e in range(epoch + 1)]
+        ranges: dict[str, SourceRange] = {}
+        begin: dict[str, int] = {}
+        for name in tables:
+            low = min(max(server.first, begins[f"{epoch}/{name}"]), server.last)
+            ranges[name], begin[name] = SourceRange(low=low, high=server.last), server.last
+            if self.settings.initial_load:
+                ranges[name + LOAD_SUFFIX], begin[name + LOAD_SUFFIX] = SourceRange(low=0, high=LOADED), 0
+        return SourceState(
+            identity=identities[-1],
+            name=self.name,
+            partitions=ranges,
+            begin=begin,
+            former=tuple(identities[:-1]),
+        )
+
+    def start_over(self, error: SourceMoved) -> bool:
+        """Make ready to load every table again, if the user allowed it."""
+        if self.settings.on_binlog_lost != "resnapshot" or not self.settings.initial_load:
+            return False
+        with self._lock:
+            ChunkLedger(self._location).begin_epoch()
+        return True
+
+    def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
+        """Return one group: one connection carries the log of all tables."""
+        return {"0000": tuple(sorted(plan.partitions))} if plan.partitions and count else {}
+
+    def reader(self, plan: SourcePlan, partitions: tuple[str, ...], columns: frozenset[str]) -> Reader:
+        """Return the reader of a run; no columns asks for all but the metadata columns."""
+        server, tables = self._survey()
+        followed = {p.removesuffix(LOAD_SUFFIX) for p in partitions}
+        decoders = {name: RowDecoder(tables[name], _names(tables[name], columns)) for name in sorted(followed)}
+        pending = {
+            p.removesuffix(LOAD_SUFFIX): plan.partitions[p].read_from for p in partitions if p.endswith(LOAD_SUFFIX)
+        }
+        loads = Loads(
+            self._client,
+            server,
+            ChunkLedger(self._location),
+            tables=tables,
+            schemas={name: decoder.schema for name, decoder in decoders.items()},
+            positions=pending,
+            suffix=LOAD_SUFFIX,
+            chunk_rows=self.settings.load_chunk_rows,
+            workers=self.settings.load_workers,
+        )
+        return MySQLReader(self.settings, self._client, server, plan=plan, decoders=decoders, loads=loads)
+
+    def _partitions(self, tables: Mapping[str, SourceTable]) -> list[str]:
+        suffixes = ("", LOAD_SUFFIX) if self.settings.initial_load else ("",)
+        return [name + suffix for name in tables for suffix in suffixes]
+
+    def _survey(self) -> tuple[Server, dict[str, SourceTable]]:
+        """Return the server and the tables, asked once until ``inspect`` asks again."""
+        with self._lock:
+            if self._surveyed is None:
+                connection = self._client.connect()
+                try:
+                    server = self._client.survey(connection)
+                    found: dict[str, SourceTable] = {}
+                    for part in self._parts:
+                        found |= {t.full_name: t for t in Client(part).tables(connection)}
+                finally:
+                    connection.close()
+                self._check_load(server)
+                self._surveyed = server, found
+            return self._surveyed
+
+    def _check_load(self, server: Server) -> None:
+        if self.settings.initial_load and not server.is_mariadb and not server.has_gtids:
+            raise TerminalError(
+                f"cannot load tables of {self.name}",
+                code="MYSQL_GTID_OFF",
+                found="gtid_mode=OFF",
+                expected="gtid_mode=ON: it tells which transactions a snapshot holds",
+                remedy="Turn it on (OFF_PERMISSIVE, ON_PERMISSIVE, ON), or set initial_load=False",
+            )
+
+
+def _names(table: SourceTable, columns: frozenset[str]) -> list[str]:
+    """Return the columns of a batch: those wanted; with none of them a key's, so that rows are counted."""
+    own = [column.name for column in table.columns]
+    if not columns:
+        return own
+    names = [name for name in [*own, *CHANGE_COLUMNS.names] if name in columns]
+    return names or own[:1]
+
+
+class MySQLSource(StandaloneSource):
+    """MySQL tables as an input of a hand-written Bytewax dataflow; its items are ``MicroBatch``.
+
+    The server is asked when Bytewax builds the dataflow. Positions are what the caller says: give those that the target table
+    holds, and rows are stored exactly once together with them.
+
+    Args:
+        url: ``mysql://user:password@host:port/database``.
+        tables: Tables to follow.
+        ledger: Where the source keeps where chunks of first loads end.
+        positions: Stored position of each partition (``database.table``, ``database.table:load``), or a function from what the
+            source holds to them; none begins with the first load.
+        is_bounded: End at what the server holds when the dataflow is built.
+        columns: Metadata columns that are wanted, as ``_change_type``.
+        options: Further fields of ``MySQLSettings``.
+
+    Guarantee: every change once per run, in the order of the log; exactly once with a sink that stores positions.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tables: Sequence[str],
+        *,
+        ledger: TableLocation | str,
+        positions: Positions | None = None,
+        is_bounded: bool = False,
+        columns: tuple[str, ...] = (),
+        **options: Any,
+    ) -> None:
+        location = ledger if isinstance(ledger, TableLocation) else TableLocation(str(ledger))
+        connector = MySQLConnector(MySQLSettings.of(url, tables, **options), location)
+        super().__init__(connector, positions=positions, is_bounded=is_bounded, columns=columns)

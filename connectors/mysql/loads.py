@@ -1,0 +1,164 @@
+"""The first loads of a reader: which chunks are read now, and which may be emitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from connectors.mysql.chunks import ChunkLedger
+from connectors.mysql.client import Client, Server, SourceTable
+from connectors.mysql.load import ChunkRead
+from connectors.mysql.position import LOADED
+from waxlake.stream.errors import TerminalError, TransientError
+from waxlake.stream.failpoints import failpoint
+
+__all__ = ["Loads"]
+
+_VISIBLE_S = 30.0
+
+
+class Loads:
+    """Chunks of several tables, a few at a time. Used by one thread; each chunk is read by one of its own.
+
+    Args:
+        client: The server.
+        server: What it said of itself.
+        ledger: Where chunks end.
+        tables: The tables that are not loaded yet, by full name.
+        schemas: Table to the columns of its batches.
+        positions: Table to the number of its next chunk.
+        chunk_rows: Rows of a chunk.
+        workers: Most chunks read at the same time.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        server: Server,
+        ledger: ChunkLedger,
+        *,
+        tables: Mapping[str, SourceTable],
+        schemas: Mapping[str, pa.Schema],
+        positions: Mapping[str, int],
+        suffix: str,
+        chunk_rows: int,
+        workers: int,
+    ) -> None:
+        self._client, self._server, self._ledger = client, server, ledger
+        self._tables, self._schemas, self._suffix = tables, schemas, suffix
+        self._positions = dict(positions)
+        self._chunk_rows, self._workers = chunk_rows, workers
+        self._reads: dict[str, ChunkRead] = {}
+        self._idle: list[Any] = []
+        self.last_position = 0
+        """Position of the last chunk that was emitted: tables are followed at least so far."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every table is loaded."""
+        return all(position >= LOADED for position in self._positions.values())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a chunk is being read."""
+        return bool(self._reads)
+
+    def positions(self) -> Mapping[str, int]:
+        """Return the next position of each load, by partition."""
+        return {f"{table}{self._suffix}": position for table, position in self._positions.items()}
+
+    def next_position(self) -> int | None:
+        """Return the smallest place in the log at which a chunk waits to be emitted."""
+        return min((read.position for read in self._reads.values()), default=None)
+
+    def advance(self, reached: int, last_transaction: Callable[[], str]) -> None:
+        """Begin chunks, as many as may be read at the same time. The log must not be read meanwhile.
+
+        Args:
+            reached: Up to where the log was emitted.
+            last_transaction: Returns the last transaction emitted.
+        """
+        for table, number in self._positions.items():
+            if len(self._reads) >= self._workers:
+                return
+            if number < LOADED and table not in self._reads:
+                self._reads[table] = self._begun(self._tables[table], number, last_transaction())
+
+    def finished(self, reached: int, wait_s: float) -> Iterator[tuple[str, pa.Table, int, int]]:
+        """Yield (table, rows, start, end) of chunks that are read and whose place in the log is reached."""
+        ready = sorted((r for r in self._reads.values() if r.position <= reached), key=lambda r: r.position)
+        for read in ready:
+            if not read.wait(wait_s if read is ready[0] else 0.0):
+                continue
+            name = read.table.full_name
+            if read.error is not None:
+                raise read.error
+            assert read.chunk is not None
+            end = LOADED
+            if read.chunk.last_key is not None:
+                end = read.number + 1
+                if not self._ledger.record(name, read.number, read.chunk.last_key, read.position):
+                    self._release(name)  # another run decided its end meanwhile: read it again
+                    continue
+            failpoint("chunk-read")
+            start, self._positions[name] = self._positions[name], end
+            self.last_position = max(self.last_position, read.position)
+            self._release(name)
+            yield name, read.chunk.rows, start, end
+
+    def _release(self, table: str) -> None:
+        read = self._reads.pop(table)
+        if read.connection.open:
+            self._idle.append(read.connection)
+        if self.is_done:
+            self.close()
+
+    def _begun(self, table: SourceTable, number: int, last_transaction: str) -> ChunkRead:
+        connection = self._idle.pop() if self._idle else self._client.connect()
+        name = table.full_name
+        read = ChunkRead(
+            client=self._client,
+            connection=connection,
+            table=table,
+            schema=self._schemas[name],
+            number=number,
+            after=self._ledger.last_key(name, number - 1) if number else None,
+            until=self._ledger.last_key(name, number),
+            most_rows=self._chunk_rows,
+        )
+        if not self._server.is_mariadb:
+            self._await_visible(connection, last_transaction)
+        read.open(is_mariadb=self._server.is_mariadb)
+        read.start()
+        return read
+
+    def _await_visible(self, connection: Any, transaction: str) -> None:
+        """Wait until a transaction that the binlog holds is visible in the engine, too."""
+        deadline_s = time.monotonic() + _VISIBLE_S
+        while transaction:
+            rows = self._client.ask(connection, "SELECT GTID_SUBSET(%s, @@global.gtid_executed) AS seen", (transaction,))
+            if rows[0]["SEEN"]:
+                return
+            if time.monotonic() > deadline_s:
+                raise TransientError(
+                    f"cannot load tables of {self._client.what}",
+                    code="MYSQL_UNREACHABLE",
+                    found=f"transaction {transaction} in the binlog and not committed after {_VISIBLE_S:.0f} s",
+                )
+            time.sleep(0.005)
+
+    def drop(self) -> None:
+        """Forget what is being read; it begins again."""
+        self.close()
+
+    def close(self) -> None:
+        """Free the connections; never raises."""
+        for read in self._reads.values():
+            read.close()
+            read.connection._force_close()
+        for connection in self._idle:
+            connection._force_close()
+        self._reads, self._idle = {}, []
