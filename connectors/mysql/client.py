@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, Final
 
 from connectors.mysql.columns import Column, column_from_catalog
@@ -114,11 +115,9 @@ class Client:
             TerminalError: Wrong user or password. Not retryable.
             TransientError: The server does not answer. Retryable.
         """
-        import pymysql
-
         url = self._settings.url
         with mysql_errors(f"connect to {self.what}"):
-            return pymysql.connect(
+            return _connection_class()(
                 host=url.host,
                 port=url.port,
                 user=url.user,
@@ -300,6 +299,23 @@ class Client:
             offset=place.minor,
             server_id=self._settings.server_id or (1 << 31) + secrets.randbits(30),
         )
+
+
+@lru_cache(maxsize=1)
+def _connection_class() -> Any:
+    """Return PyMySQL's connection; where TLS is used if the server offers it, it does not read the machine's certificates."""
+    import ssl
+
+    from pymysql.connections import Connection
+
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+
+    class OpportunisticConnection(Connection):  # type: ignore[type-arg]
+        def _create_ssl_ctx(self, sslp: Any) -> Any:
+            return super()._create_ssl_ctx(sslp) if sslp else unverified
+
+    return OpportunisticConnection
 
 
 def _tls(options: Mapping[str, str]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class MariaDB:
         self._child = ChildProcess(self._command(), log_path=self.log_path, directory=self._directory)
         self._child.wait_until(lambda: self._answers(is_first), timeout_s=_START_TIMEOUT_S)
         if is_first:
-            with pymysql.connect(host=self.host, port=self.port, user=self.user) as connection:
+            with pymysql.connect(host=self.host, port=self.port, user=self.user, ssl_disabled=True) as connection:
                 connection.cursor().execute(f"SET PASSWORD = PASSWORD('{self.password}')")
 
     def stop(self) -> None:
@@ -94,7 +94,7 @@ class MariaDB:
 
     def connect(self, database: str | None = None, **options: Any) -> pymysql.Connection[Any]:
         """Return an administrator's connection, autocommit."""
-        values = {"user": self.user, "password": self.password, "autocommit": True, "charset": "utf8mb4", **options}
+        values = {"user": self.user, "password": self.password, "autocommit": True, "charset": "utf8mb4", "ssl_disabled": True, **options}
         return pymysql.connect(host=self.host, port=self.port, database=database, **values)
 
     def execute(self, *statements: str, database: str | None = None) -> Sequence[tuple[Any, ...]]:
@@ -124,7 +124,11 @@ class MariaDB:
     def _answers(self, is_first: bool) -> bool:
         try:
             pymysql.connect(
-                host=self.host, port=self.port, user=self.user, password="" if is_first else self.password
+                host=self.host,
+                port=self.port,
+                user=self.user,
+                password="" if is_first else self.password,
+                ssl_disabled=True,
             ).close()
         except pymysql.MySQLError:
             return False
