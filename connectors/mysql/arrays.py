@@ -32,15 +32,23 @@ def from_flags(values: Mask, nulls: Mask) -> pa.Array:
 
 def from_limbs(low: npt.NDArray[np.uint64], high: npt.NDArray[np.uint64], nulls: Mask, kind: pa.DataType) -> pa.Array:
     """Return a decimal128 array of two's complement numbers in two halves."""
-    return from_numbers(np.stack([low, high], axis=1).reshape(-1), nulls, kind) if not len(low) else (
-        pa.Array.from_buffers(
-            kind, len(low), [_validity(nulls), pa.py_buffer(np.stack([low, high], axis=1).tobytes())]
+    return (
+        from_numbers(np.stack([low, high], axis=1).reshape(-1), nulls, kind)
+        if not len(low)
+        else (
+            pa.Array.from_buffers(
+                kind, len(low), [_validity(nulls), pa.py_buffer(np.stack([low, high], axis=1).tobytes())]
+            )
         )
     )
 
 
 def from_bytes(
-    data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], nulls: Mask, kind: pa.DataType
+    data: npt.NDArray[np.uint8],
+    starts: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    nulls: Mask,
+    kind: pa.DataType,
 ) -> pa.Array:
     """Return a string or binary array of slices of ``data``; the text must be UTF-8 already."""
     sizes = np.where(nulls, 0, sizes)

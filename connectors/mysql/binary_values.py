@@ -81,7 +81,7 @@ def _bits(raw: npt.NDArray[np.uint8], nulls: Mask, column: Column) -> pa.Array:
     return from_limbs(low, np.zeros_like(low), nulls, column.arrow)
 
 
-def _years(raw: npt.NDArray[np.uint8], nulls: Mask, column: Column) -> pa.Array:
+def _years(raw: npt.NDArray[np.uint8], nulls: Mask, _: Column) -> pa.Array:
     values = raw[:, 0].astype(np.int16)
     return from_numbers(np.where(values == 0, 0, values + 1900).astype(np.int16), nulls, pa.int16())
 
@@ -95,7 +95,7 @@ def _days(year: Integers, month: Integers, day: Integers) -> tuple[Integers, Mas
     return days, (month < 1) | (month > 12) | (day < 1) | (days >= after)
 
 
-def _dates(raw: npt.NDArray[np.uint8], nulls: Mask, column: Column) -> pa.Array:
+def _dates(raw: npt.NDArray[np.uint8], nulls: Mask, _: Column) -> pa.Array:
     packed = _little(raw).view(np.int64)
     days, is_zero = _days(packed >> 9, packed >> 5 & 15, packed & 31)
     return from_numbers(days.astype(np.int32), nulls | is_zero, pa.date32())
@@ -159,7 +159,9 @@ def _members(raw: npt.NDArray[np.uint8], nulls: Mask, column: Column) -> pa.Arra
         places = np.where((values > len(column.members)) | nulls, 0, values)
     else:
         found, places = np.unique(values, return_inverse=True)
-        texts = pa.array([",".join(m for i, m in enumerate(column.members) if v >> i & 1) for v in found.tolist()], pa.string())
+        texts = pa.array(
+            [",".join(m for i, m in enumerate(column.members) if v >> i & 1) for v in found.tolist()], pa.string()
+        )
     return texts.take(from_numbers(places.astype(np.int64), nulls, pa.int64()))
 
 
@@ -232,7 +234,7 @@ def _decode_variable(
     if column.kind == "bytes":
         return _zero_padded(raw, sizes, nulls, column.size) if column.size else raw
     if column.kind == "text":
-        return _foreign_text(raw, data, starts, sizes, column.charset)
+        return _foreign_text(raw, column.charset)
     return pa.array([None if value is None else _PARSED[column.kind](value) for value in raw.to_pylist()], pa.string())
 
 
@@ -243,10 +245,8 @@ def _zero_padded(raw: pa.Array, sizes: Integers, nulls: Mask, size: int) -> pa.A
     return pa.array([None if value is None else value.ljust(size, b"\0") for value in raw.to_pylist()], pa.binary())
 
 
-def _foreign_text(
-    raw: pa.Array, data: npt.NDArray[np.uint8], starts: Integers, sizes: Integers, charset: str
-) -> pa.Array:
-    if keeps_ascii(charset) and not np.frombuffer(raw.buffers()[2] or b"", np.uint8).__ge__(128).any():
+def _foreign_text(raw: pa.Array, charset: str) -> pa.Array:
+    if keeps_ascii(charset) and not (np.frombuffer(raw.buffers()[2] or b"", np.uint8) >= 128).any():
         return raw.cast(pa.string())
     return pa.array([None if value is None else decode_text(value, charset) for value in raw.to_pylist()], pa.string())
 

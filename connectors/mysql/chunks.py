@@ -107,7 +107,10 @@ class ChunkLedger:
 
     def _write(self, rows: list[tuple[str, int, str, int]], versions: Mapping[str, int]) -> bool:
         handle = self._opened()
-        table = pa.table([pa.array(column, f.type) for column, f in zip(zip(*rows, strict=True), _SCHEMA, strict=True)], schema=_SCHEMA)
+        table = pa.table(
+            [pa.array(column, f.type) for column, f in zip(zip(*rows, strict=True), _SCHEMA, strict=True)],
+            schema=_SCHEMA,
+        )
         own = {"waxlake/ledger": (handle.transaction_version("waxlake/ledger") or 0) + 1, **versions}
         properties = CommitProperties(app_transactions=[Transaction(app, version) for app, version in own.items()])
         try:

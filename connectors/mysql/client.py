@@ -154,7 +154,9 @@ class Client:
         last = self._end(connection)
         logs = self.ask(connection, "SHOW BINARY LOGS")
         first = str(logs[0]["LOG_NAME"]) if logs else last[0]
-        charsets = self.ask(connection, "SELECT id, character_set_name FROM information_schema.collations WHERE id IS NOT NULL")
+        charsets = self.ask(
+            connection, "SELECT id, character_set_name FROM information_schema.collations WHERE id IS NOT NULL"
+        )
         return Server(
             identity=values.get("server_uuid") or values.get("server_uid") or f"server-{values.get('server_id')}",
             is_mariadb=is_mariadb,
@@ -311,7 +313,7 @@ def _connection_class() -> Any:
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
 
-    class OpportunisticConnection(Connection):  # type: ignore[type-arg]
+    class OpportunisticConnection(Connection):  # type: ignore[misc]
         def _create_ssl_ctx(self, sslp: Any) -> Any:
             return super()._create_ssl_ctx(sslp) if sslp else unverified
 

@@ -22,6 +22,15 @@ Kind = Literal[
 _INTEGERS: Final = {"tinyint": 1, "smallint": 2, "mediumint": 3, "int": 4, "bigint": 8}
 _SIGNED: Final = {1: pa.int8(), 2: pa.int16(), 3: pa.int32(), 4: pa.int32(), 8: pa.int64()}
 _UNSIGNED: Final = {1: pa.int16(), 2: pa.int32(), 3: pa.int32(), 4: pa.int64(), 8: pa.decimal128(20, 0)}
+_PLAIN: Final = {
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "year": pa.int16(),
+    "date": pa.date32(),
+    "datetime": pa.timestamp("us"),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "bytes": pa.binary(),
+}
 _TEXTS: Final = ("char", "varchar", "tinytext", "text", "mediumtext", "longtext")
 _BYTES: Final = ("binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob")
 _GEOMETRIES: Final = (
@@ -60,30 +69,14 @@ class Column:
     @property
     def arrow(self) -> pa.DataType:
         """The Arrow type that holds every value; a value without an Arrow counterpart (a zero date) is NULL."""
-        match self.kind:
-            case "int":
-                return (_UNSIGNED if self.is_unsigned else _SIGNED)[self.size]
-            case "float":
-                return pa.float32()
-            case "double":
-                return pa.float64()
-            case "decimal":
-                is_small = self.precision <= _MAX_PRECISION
-                return pa.decimal128(self.precision, self.scale) if is_small else pa.string()
-            case "bit":
-                return pa.bool_() if self.size == 1 else pa.int64() if self.size < 64 else pa.decimal128(20, 0)
-            case "year":
-                return pa.int16()
-            case "date":
-                return pa.date32()
-            case "datetime":
-                return pa.timestamp("us")
-            case "timestamp":
-                return pa.timestamp("us", tz="UTC")
-            case "bytes":
-                return pa.binary()
-            case _:
-                return pa.string()
+        if self.kind == "int":
+            return (_UNSIGNED if self.is_unsigned else _SIGNED)[self.size]
+        if self.kind == "decimal":
+            is_small = self.precision <= _MAX_PRECISION
+            return pa.decimal128(self.precision, self.scale) if is_small else pa.string()
+        if self.kind == "bit":
+            return pa.bool_() if self.size == 1 else pa.int64() if self.size < 64 else pa.decimal128(20, 0)
+        return _PLAIN.get(self.kind, pa.string())
 
     @property
     def field(self) -> pa.Field:
@@ -112,8 +105,8 @@ def column_from_catalog(row: Mapping[str, Any], table: str) -> Column:
     if data_type in _INTEGERS:
         return Column(name=name, kind="int", size=_INTEGERS[data_type], is_unsigned="unsigned" in full.lower())
     if data_type == "decimal":
-        digits = {"precision": int(row["NUMERIC_PRECISION"]), "scale": int(row["NUMERIC_SCALE"])}
-        return Column(name=name, kind="decimal", **digits)
+        precision, scale = int(row["NUMERIC_PRECISION"]), int(row["NUMERIC_SCALE"])
+        return Column(name=name, kind="decimal", precision=precision, scale=scale)
     if data_type in ("datetime", "timestamp", "time"):
         return Column(name=name, kind=data_type, scale=int(row["DATETIME_PRECISION"] or 0))  # type: ignore[arg-type]
     if data_type in ("float", "double", "year", "date", "json", "uuid", "inet4", "inet6"):

@@ -125,7 +125,9 @@ class MySQLConnector:
             epoch = ledger.epoch()
             ledger.begin({f"{epoch}/{name}": server.last for name in tables})
             begins = ledger.begins()
-            identities = [f"mysql:{server.identity}@{ledger.table_id}" + (f"#{e}" if e else "") for e in range(epoch + 1)]
+            identities = [
+                f"mysql:{server.identity}@{ledger.table_id}" + (f"#{e}" if e else "") for e in range(epoch + 1)
+            ]
         ranges: dict[str, SourceRange] = {}
         begin: dict[str, int] = {}
         for name in tables:

@@ -150,6 +150,8 @@ class BinlogDump:
         if payload[0] == 0xFE:
             return self._lost("the server ended the stream")
         if payload[0] != 0xFF:
-            return TerminalError(f"cannot {self._what}", code="MYSQL_PROTOCOL", found=f"a packet that begins {payload[:8]!r}")
+            return TerminalError(
+                f"cannot {self._what}", code="MYSQL_PROTOCOL", found=f"a packet that begins {payload[:8]!r}"
+            )
         text = payload[3:].decode(errors="replace")
         return error_of(self._what, int.from_bytes(payload[1:3], "little"), text[6:] if text.startswith("#") else text)

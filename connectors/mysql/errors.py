@@ -14,7 +14,9 @@ _ACCESS: Final = frozenset({1044, 1045, 1698, 1251, 1862})
 _PRIVILEGE: Final = frozenset({1227, 1142, 1143, 1370})
 _UNKNOWN: Final = frozenset({1049, 1146, 1054})
 _BINLOG: Final = frozenset({1236, 1220, 1373})
-_TRANSIENT: Final = frozenset({1040, 1053, 1152, 1159, 1161, 1203, 1205, 1213, 2003, 2006, 2013, 2055, 3024, 1969, 1317, 1927})
+_TRANSIENT: Final = frozenset(
+    {1040, 1053, 1152, 1159, 1161, 1203, 1205, 1213, 2003, 2006, 2013, 2055, 3024, 1969, 1317, 1927}
+)
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def error_of(what: str, number: object, text: str) -> ExternalError:
             code="MYSQL_BINLOG_PURGED",
             found=found,
             expected="the binlog since the last position stored",
-            remedy="Set on_binlog_lost='resnapshot' to load the tables anew, and keep binlogs longer (binlog_expire_logs_seconds)",
+            remedy="Set on_binlog_lost='resnapshot' to load the tables anew, and keep binlogs longer (expire_logs_days)",
         )
     if number in _TRANSIENT or number in (0, ""):
         return _away(what, found)

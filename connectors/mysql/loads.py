@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ from connectors.mysql.chunks import ChunkLedger
 from connectors.mysql.client import Client, Server, SourceTable
 from connectors.mysql.load import ChunkRead
 from connectors.mysql.position import LOADED
-from waxlake.stream.errors import TerminalError, TransientError
+from waxlake.stream.errors import TransientError
 from waxlake.stream.failpoints import failpoint
 
 __all__ = ["Loads"]
@@ -139,7 +139,9 @@ class Loads:
         """Wait until a transaction that the binlog holds is visible in the engine, too."""
         deadline_s = time.monotonic() + _VISIBLE_S
         while transaction:
-            rows = self._client.ask(connection, "SELECT GTID_SUBSET(%s, @@global.gtid_executed) AS seen", (transaction,))
+            rows = self._client.ask(
+                connection, "SELECT GTID_SUBSET(%s, @@global.gtid_executed) AS seen", (transaction,)
+            )
             if rows[0]["SEEN"]:
                 return
             if time.monotonic() > deadline_s:

@@ -116,7 +116,11 @@ class Transactions:
             self._rotate(event)
         elif kind in _HEARTBEATS:
             self._heartbeat(event)
-        elif kind in _COMPRESSED or kind in (BINLOG.XA_PREPARE_EVENT, BINLOG.PARTIAL_UPDATE_ROWS_EVENT, BINLOG.INCIDENT_EVENT):
+        elif kind in _COMPRESSED or kind in (
+            BINLOG.XA_PREPARE_EVENT,
+            BINLOG.PARTIAL_UPDATE_ROWS_EVENT,
+            BINLOG.INCIDENT_EVENT,
+        ):
             self._refuse(event)
         elif not self.is_open and event.end:
             self.position = self._end_of(event)
@@ -198,7 +202,10 @@ class Transactions:
         )
         size = (count + 7) // 8
         images = 2 if kind == "update" else 1
-        present = int.from_bytes(body[at : at + size], "little"), int.from_bytes(body[at + size * (images - 1) : at + size * images], "little")
+        present = (
+            int.from_bytes(body[at : at + size], "little"),
+            int.from_bytes(body[at + size * (images - 1) : at + size * images], "little"),
+        )
         full = (1 << count) - 1
         if count != len(layout.layouts) or any(bits & full != full for bits in present):
             raise self._not_full(layout.name)
@@ -230,7 +237,9 @@ class Transactions:
 
     def _roll_back(self, statement: bytes, end: int) -> None:
         if self.open_changes:
-            raise self._cannot("MYSQL_MIXED_ENGINES", f"a transaction that ends with {statement[:40].decode(errors='replace')}")
+            raise self._cannot(
+                "MYSQL_MIXED_ENGINES", f"a transaction that ends with {statement[:40].decode(errors='replace')}"
+            )
         if not statement.strip().upper().startswith(b"ROLLBACK TO"):
             self._commit(end)
 

@@ -180,7 +180,7 @@ class MySQLReader:
         batches: list[MicroBatch] = []
         for table, position in self._positions.items():
             found = self._decoders[table].decode(changes[table]) if table in changes else None
-            if found is None and not (moves_all or table in self._partial) or end <= position:
+            if (found is None and not (moves_all or table in self._partial)) or end <= position:
                 continue
             batches += self._cut(table, found, end)
         if moves_all:

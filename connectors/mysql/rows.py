@@ -31,7 +31,7 @@ from waxlake.stream.changes import (
     UNCHANGED_COLUMNS,
     UPDATE,
 )
-from waxlake.stream.errors import PositionMoved, TerminalError
+from waxlake.stream.errors import SourceChanged, TerminalError
 from waxlake.stream.schema import cast_exact, no_rows
 
 __all__ = ["ChangeRows", "RowDecoder", "change_columns", "full_schema"]
@@ -92,7 +92,7 @@ class RowDecoder:
         """Return the change rows of events, in their order.
 
         Raises:
-            PositionMoved: ``SOURCE_COLUMNS_CHANGED``: the table has columns that the plan does not know. Not retryable, but
+            SourceChanged: ``SOURCE_COLUMNS_CHANGED``: the table has columns that the plan does not know. Not retryable, but
                 planning again is.
             TerminalError: ``MYSQL_BINLOG_CORRUPT``. Not retryable.
         """
@@ -141,7 +141,7 @@ class RowDecoder:
         """Return the column as the plan knows it; None for one that is left out on purpose."""
         declared = self._columns.get(column.name)
         if declared is None and column.name not in self._table.left_out:
-            raise PositionMoved(
+            raise SourceChanged(
                 f"cannot go on with table '{self._table.full_name}'",
                 code="SOURCE_COLUMNS_CHANGED",
                 found=f"a new column '{column.name}'",
@@ -165,9 +165,7 @@ class RowDecoder:
                 expected="row events that fit the table map before them",
             ) from exc
 
-    def _picked(
-        self, layout: TableMap, events: Sequence[RowsEvent], images: Images
-    ) -> tuple[Integers, pa.Array]:
+    def _picked(self, layout: TableMap, events: Sequence[RowsEvent], images: Images) -> tuple[Integers, pa.Array]:
         """Return which images become rows, and of which type.
 
         Of an update it is what the row became; if the key changed, or there is none, also what it was, as a delete.
@@ -220,7 +218,9 @@ def _read_as(found: Column, declared: Column) -> Column:
 
 
 def _subset(images: Images, picked: Integers) -> Images:
-    if len(picked) == len(images.event) and (len(picked) == 0 or int(picked[-1]) == len(picked) - 1 and int(picked[0]) == 0):
+    if len(picked) == len(images.event) and (
+        len(picked) == 0 or (int(picked[-1]) == len(picked) - 1 and int(picked[0]) == 0)
+    ):
         return images
     return Images(
         data=images.data,
@@ -230,4 +230,3 @@ def _subset(images: Images, picked: Integers) -> Images:
         starts=images.starts[:, picked],
         sizes=[None if sizes is None else sizes[picked] for sizes in images.sizes],
     )
-

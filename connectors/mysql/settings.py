@@ -71,10 +71,12 @@ class MySQLSettings(Settings):
         description="mysql://user:password@host:port/database; TLS by ?ssl=true or ?ssl_ca=/path/ca.pem (ssl_cert, ssl_key)"
     )
     tables: tuple[str, ...] = Field(
-        min_length=1, description="Tables to follow: database.table, or table in the URL's database; * matches any letters"
+        min_length=1,
+        description="Tables to follow: database.table, or table in the URL's database; * matches any letters",
     )
     initial_load: bool = Field(
-        default=True, description="Whether a table that is read for the first time is loaded first, as rows of type 'read'"
+        default=True,
+        description="Whether a table that is read for the first time is loaded first, as rows of type 'read'",
     )
     load_chunk_rows: int = Field(default=50_000, ge=1, le=10_000_000, description="Rows in one chunk of a first load")
     load_workers: int = Field(default=2, ge=1, le=16, description="Tables that are loaded at the same time")
@@ -91,11 +93,19 @@ class MySQLSettings(Settings):
         description="What to do when the server no longer has the changes since the last run: stop, or load the tables again",
     )
     server_id: int | None = Field(
-        default=None, ge=1, lt=1 << 32, description="Number of this replica, unique among all of the server; random if not given"
+        default=None,
+        ge=1,
+        lt=1 << 32,
+        description="Number of this replica, unique among all of the server; random if not given",
     )
-    max_rows_per_batch: int = Field(default=200_000, ge=1, le=10_000_000, description="Rows after which a batch is closed")
+    max_rows_per_batch: int = Field(
+        default=200_000, ge=1, le=10_000_000, description="Rows after which a batch is closed"
+    )
     max_bytes_per_batch: int = Field(
-        default=8 << 20, ge=1, le=1 << 30, description="Bytes of binlog after which batches are made; also bounds memory"
+        default=8 << 20,
+        ge=1,
+        le=1 << 30,
+        description="Bytes of binlog after which batches are made; also bounds memory",
     )
 
     @field_validator("tables", "exclude_columns", mode="before")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-import pymysqlreplication.constants.FIELD_TYPE as TYPE  # noqa: N812 - the library's own name for it
+import pymysqlreplication.constants.FIELD_TYPE as TYPE
 
 from connectors.mysql.charsets import decode_text, is_supported
 from connectors.mysql.columns import Column, decimal_bytes, unsupported
@@ -124,9 +124,7 @@ def parse_table_map(body: bytes, charset_of: Callable[[int], str], is_mariadb: b
         raise _no_metadata(f"{schema}.{table}")
     real = [_real_type(kind, meta) for kind, meta in zip(types, metas, strict=True)]
     facts = _Facts(real, extra, charset_of, is_mariadb)
-    layouts = tuple(
-        _layout(names[i], real[i], metas[i], facts.of(i), f"{schema}.{table}") for i in range(len(types))
-    )
+    layouts = tuple(_layout(names[i], real[i], metas[i], facts.of(i), f"{schema}.{table}") for i in range(len(types)))
     return TableMap(schema=schema, table=table, layouts=layouts, keys=_keys(extra))
 
 

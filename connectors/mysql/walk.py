@@ -42,7 +42,9 @@ class Images:
     sizes: list[Integers | None]
 
 
-def walk_rows(data: bytes, starts: Sequence[int], ends: Sequence[int], layouts: Sequence[Layout]) -> Images:
+def walk_rows(
+    data: bytes, starts: Integers | Sequence[int], ends: Integers | Sequence[int], layouts: Sequence[Layout]
+) -> Images:
     """Return where each value lies.
 
     Args:
@@ -93,7 +95,7 @@ class _Walker:
         self._events.append(event)
         self._numbers.append(np.full(len(at), number, np.int64))
         self._nulls.append(nulls)
-        null_anywhere = nulls.any(axis=0).tolist()
+        null_anywhere: list[bool] = np.any(nulls, axis=0).tolist()
         at = at + self._null_bytes
         for i, layout in enumerate(self._layouts):
             size: Integers | int = layout.fixed

@@ -126,7 +126,5 @@ class MySQLRig:
                     self.server.execute(f"INSERT INTO {table} VALUES {values}", database=self.database)
 
     def connector(self) -> Connector:
-        settings = MySQLSettings.of(
-            self.server.url, [f"{self.database}.*"], load_chunk_rows=7, max_rows_per_batch=7
-        )
+        settings = MySQLSettings.of(self.server.url, [f"{self.database}.*"], load_chunk_rows=7, max_rows_per_batch=7)
         return MySQLConnector(settings, TableLocation(str(self.folder / "ledger")))

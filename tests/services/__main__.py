@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.services import ServiceMissing, kafka, s3
+from tests.services import ServiceMissing, kafka, mariadb, s3
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.stream.errors import TerminalError
 
@@ -27,6 +27,7 @@ _AVAILABLE: dict[str, Callable[[], object]] = {
     "kafka": kafka.jar_directory,
     "minio": s3.minio_binary,
     "moto": s3.check_moto,
+    "mariadb": mariadb.server_binary,
 }
 
 

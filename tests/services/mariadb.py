@@ -94,7 +94,14 @@ class MariaDB:
 
     def connect(self, database: str | None = None, **options: Any) -> pymysql.Connection[Any]:
         """Return an administrator's connection, autocommit."""
-        values = {"user": self.user, "password": self.password, "autocommit": True, "charset": "utf8mb4", "ssl_disabled": True, **options}
+        values = {
+            "user": self.user,
+            "password": self.password,
+            "autocommit": True,
+            "charset": "utf8mb4",
+            "ssl_disabled": True,
+            **options,
+        }
         return pymysql.connect(host=self.host, port=self.port, database=database, **values)
 
     def execute(self, *statements: str, database: str | None = None) -> Sequence[tuple[Any, ...]]:

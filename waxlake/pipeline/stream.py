@@ -37,6 +37,7 @@ __all__ = [
     "read_debezium",
     "read_files",
     "read_kafka",
+    "read_mysql",
     "read_stream",
     "sql",
 ]
@@ -241,6 +242,34 @@ def read_postgres(dsn: str, tables: Sequence[str] | str, **options: Any) -> Stre
                 remedy="pip install 'waxlake[postgres]'",
             ) from exc
         settings = PostgresSettings.build("read_postgres", {"dsn": dsn, "tables": tables, **options})
+    return Stream((Branch(DatabaseRead(settings=settings, where=calling_line())),))
+
+
+def read_mysql(url: str, tables: Sequence[str] | str, **options: Any) -> Stream:
+    """Read tables of a MySQL or MariaDB server as a stream of changes, the rows that are there first.
+
+    Reads of one server share one connection, whichever tables they name. Rows are change rows: ``_change_type`` and the other
+    change columns are there when selected.
+
+    Args:
+        url: ``mysql://user:password@host:port/database``.
+        tables: Tables, ``database.table``; with several, the rows have the columns of all and ``_table`` tells.
+        options: Further fields of ``MySQLSettings`` (docs/mysql.md).
+
+    Raises:
+        DefinitionError: An unknown option, a value out of bounds. Not retryable.
+    """
+    with located(calling_line()):
+        try:
+            from connectors.mysql import MySQLSettings
+        except ImportError as exc:
+            raise UsageError(
+                "cannot read MySQL",
+                code="MYSQL_DRIVER_MISSING",
+                found=str(exc),
+                remedy="pip install 'waxlake[mysql]'",
+            ) from exc
+        settings = MySQLSettings.of(url, tables, **options)
     return Stream((Branch(DatabaseRead(settings=settings, where=calling_line())),))
 
 
