@@ -14,8 +14,9 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import botocore.session
 
@@ -41,6 +42,9 @@ class ObjectStore(Protocol):
     def create_bucket(self, bucket: str) -> None:
         """Create an empty bucket."""
 
+    def client(self, service: str) -> Any:
+        """Return a client of botocore for ``s3`` or ``sqs``."""
+
 
 class _Endpoint:
     """An S3 endpoint and how to log on to it."""
@@ -62,17 +66,21 @@ class _Endpoint:
 
     def create_bucket(self, bucket: str) -> None:
         """Create an empty bucket; the name must be free."""
-        client = botocore.session.get_session().create_client(
-            "s3",
+        client = self.client("s3")
+        try:
+            client.create_bucket(Bucket=bucket)
+        finally:
+            client.close()
+
+    def client(self, service: str) -> Any:
+        """Return a client of botocore, which changes no key; the caller closes it."""
+        return botocore.session.get_session().create_client(
+            service,
             endpoint_url=self.endpoint_url,
             region_name=self.region,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
         )
-        try:
-            client.create_bucket(Bucket=bucket)
-        finally:
-            client.close()
 
 
 class ExternalS3(_Endpoint):
@@ -91,7 +99,8 @@ class _LocalStore(_Endpoint):
 
     ready_path: str
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = dict(environment or {})
         self._directory = Path(tempfile.mkdtemp(prefix="waxlake-s3-"))
         self._port = free_port()
         self._child: ChildProcess | None = None
@@ -107,7 +116,7 @@ class _LocalStore(_Endpoint):
         self._child = ChildProcess(
             self._command(),
             log_path=self._directory / "server.log",
-            environment={"MINIO_ROOT_USER": _ACCESS_KEY, "MINIO_ROOT_PASSWORD": _SECRET_KEY},
+            environment={"MINIO_ROOT_USER": _ACCESS_KEY, "MINIO_ROOT_PASSWORD": _SECRET_KEY, **self._environment},
         )
         self._child.wait_until(lambda: _answers(self.endpoint_url + self.ready_path), timeout_s=_START_TIMEOUT_S)
 
@@ -129,14 +138,18 @@ class _LocalStore(_Endpoint):
 
 
 class MinIO(_LocalStore):
-    """MinIO, one node, one drive; buckets survive `restart`."""
+    """MinIO, one node, one drive; buckets survive `restart`.
+
+    Args:
+        environment: Further variables of its process, such as targets of notifications.
+    """
 
     name = f"MinIO {MINIO_VERSION}"
     ready_path = "/minio/health/ready"
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._binary = minio_binary()
-        super().__init__()
+        super().__init__(environment)
 
     def _command(self) -> list[str]:
         address = f"127.0.0.1:{self._port}"
