@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from connectors.files.cleaning import Cleaner, OtherReader
 from connectors.files.discovery.discover import Discovery
 from connectors.files.discovery.open import open_discovery, open_store
 from connectors.files.formats.choice import make_format
+from connectors.files.history import FileHistory
 from connectors.files.inference import infer_schema
 from connectors.files.journal import FileJournal
-from connectors.files.ledger import Ledger, NumberedFile
+from connectors.files.ledger import Ledger
 from connectors.files.partition_columns import PartitionColumns, declared_partitions
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
+from connectors.files.removal import Removal, check_destination
 from connectors.files.settings import FilesSettings
 from connectors.files.store import Store
 from waxlake.stream.ddl import parse_ddl, to_ddl
 from waxlake.stream.delta_table import TableLocation
-from waxlake.stream.errors import TerminalError, UserError, WaxlakeError
+from waxlake.stream.errors import TerminalError, UsageError, UserError, WaxlakeError
 from waxlake.stream.position import RowPosition
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState
 from waxlake.stream.standalone import StandaloneSource
@@ -32,6 +35,8 @@ __all__ = ["METADATA_COLUMN", "FilesConnector", "FilesSource"]
 
 METADATA_COLUMN = "_metadata"
 _FORGET_EVERY_S = 3600.0
+_CLEANING_S = 0.5
+_log = logging.getLogger("waxlake.files")
 
 
 class FilesConnector:
@@ -41,19 +46,27 @@ class FilesConnector:
         settings: What to read and how.
         ledger: Where the source keeps its ledger; its own, and durable like the tables it feeds.
 
+    Attributes:
+        others: Other sources of the pipeline that may read the same files: none is cleaned up before they have it.
+
     Guarantee: each file gets one number before any of its rows is emitted; together with a sink that stores positions every
     row is stored exactly once. A file is its path: content that changes after it was read is not read again.
     """
 
     def __init__(self, settings: FilesSettings, ledger: TableLocation) -> None:
         self.settings = settings
-        self._location = ledger
+        self.location = ledger
         self._lock = threading.Lock()
         self._opened_store: Store | None = None
         self._opened_ledger: Ledger | None = None
         self._opened_discovery: Discovery | None = None
         self._forget_at_s = 0.0
         self._schema: pa.Schema | None = None
+        self._readers: list[FilesReader] = []
+        self._cleaner: Cleaner | None = None
+        self.others: Sequence[OtherReader] = ()
+        if settings.clean_source == "MOVE":
+            check_destination(settings, self._store)
 
     @property
     def name(self) -> str:
@@ -148,13 +161,14 @@ class FilesConnector:
         fields = [*schema]
         fields += [pa.field(rescued_column, pa.string())] if has_rescued else []
         fields += [pa.field(METADATA_COLUMN, METADATA_TYPE)] if has_metadata else []
-        return FilesReader(
+        ledger, format = self.ledger(), make_format(self.settings, schema, has_rescued=has_rescued)
+        reader = FilesReader(
             settings=self.settings,
             store=self._store,
-            ledger=self._new_ledger(),
+            ledger=ledger,
             plan=plan.partitions[partitions[0]],
             identity=plan.identity,
-            format=make_format(self.settings, schema, has_rescued=has_rescued),
+            format=format,
             empty=pa.schema(fields).empty_table(),
             provenance=Provenance(
                 settings=self.settings,
@@ -162,12 +176,28 @@ class FilesConnector:
                 has_metadata=has_metadata,
             ),
             discover=self.discover,
-            on_failure=self._note_failure,
+            history=FileHistory(self.journal(), ledger, self._store, format, self.settings.format),
         )
+        self._readers = [reader, *(other for other in self._readers if not other.is_closed)]
+        return reader
 
     def confirm(self, plan: SourcePlan, durable: Mapping[str, int]) -> None:
         """Clean up files that every table holds, if the settings say so; forget those that are too old."""
+        self._clean(durable)
         self._forget(durable)
+
+    def _clean(self, durable: Mapping[str, int]) -> None:
+        """Clean up what is due; what fails is noted and tried again."""
+        if self.settings.clean_source == "OFF" or PARTITION not in durable:
+            return
+        if self._cleaner is None:
+            removal = Removal(self.settings, self._store)
+            self._cleaner = Cleaner(self.settings, self.ledger(), self.journal(), removal, self.others)
+        is_reading = any(not reader.is_closed for reader in self._readers)
+        try:
+            self._cleaner.clean(durable[PARTITION], until_s=time.monotonic() + _CLEANING_S if is_reading else None)
+        except WaxlakeError as error:
+            _log.warning("the files of '%s' are not cleaned up at the moment: %s", self._store.shown, error)
 
     def _forget(self, durable: Mapping[str, int]) -> None:
         """Forget, now and then, files that are too old to count and that every table has."""
@@ -175,9 +205,16 @@ class FilesConnector:
         if age_s is None or PARTITION not in durable or now_s < self._forget_at_s:
             return
         self._forget_at_s = now_s + _FORGET_EVERY_S
+        below = RowPosition.unpack(durable[PARTITION]).major
+        if self.settings.clean_source != "OFF":
+            below = min(below, self.journal().cleaned)
         with self._lock:
             self._ledger.refresh()
-            self._ledger.forget(age_s, time.time(), below=RowPosition.unpack(durable[PARTITION]).major)
+            self._ledger.forget(age_s, time.time(), below=below)
+
+    def covers(self, path: str) -> bool:
+        """Return whether a file of that path belongs to the source."""
+        return self._store.covers(path)
 
     @property
     def identity(self) -> str | None:
@@ -187,15 +224,11 @@ class FilesConnector:
 
     def journal(self) -> FileJournal:
         """Return what became of each file, for one user."""
-        return FileJournal(self._location)
+        return FileJournal(self.location)
 
     def ledger(self) -> Ledger:
         """Return the ledger, for one user."""
         return self._new_ledger()
-
-    def _note_failure(self, file: NumberedFile, error: WaxlakeError) -> None:
-        with contextlib.suppress(WaxlakeError):  # what stopped the source is the error to be told
-            self.journal().failed(file.number, file.edition, str(error))
 
     @property
     def _store(self) -> Store:
@@ -210,7 +243,7 @@ class FilesConnector:
         return self._opened_ledger
 
     def _new_ledger(self) -> Ledger:
-        return Ledger(self._location, self._source, tracks_versions=self.settings.tracks_versions)
+        return Ledger(self.location, self._source, tracks_versions=self.settings.tracks_versions)
 
     @property
     def _discovery(self) -> Discovery:
@@ -288,5 +321,13 @@ class FilesSource(StandaloneSource):
         **options: Any,
     ) -> None:
         location = ledger if isinstance(ledger, TableLocation) else TableLocation(str(ledger))
-        connector = FilesConnector(FilesSettings.of(path, format=format, schema=schema, **options), location)
+        settings = FilesSettings.of(path, format=format, schema=schema, **options)
+        if settings.clean_source != "OFF":
+            raise UsageError(
+                f"FilesSource({path!r}) cannot clean up: it does not know what tables hold",
+                code="OPTION_INVALID",
+                found=f"clean_source={settings.clean_source!r}",
+                remedy="Use read_files in a pipeline, or leave clean_source out",
+            )
+        connector = FilesConnector(settings, location)
         super().__init__(connector, positions=positions, is_bounded=is_bounded, columns=columns)

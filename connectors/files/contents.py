@@ -20,14 +20,14 @@ from connectors.files.settings import FilesSettings
 from connectors.files.store import FileChanged, FileGone, FoundFile, OpenFile, Store, mapped_error, store_errors
 from waxlake.stream.errors import TerminalError, WaxlakeError
 
-__all__ = ["FileContents", "is_fresh"]
+__all__ = ["UNREADABLE", "FileContents", "is_fresh"]
 
 _SMALL_BYTES: Final = 4 << 20
 _GROUP_BYTES: Final = 16 << 20
 _GROUP_FILES: Final = 4096
 _REMOTE_GROUP_FILES: Final = 64
 _REMOTE_THREADS: Final = 16
-_UNREADABLE = (pa.ArrowException, ValueError, OSError, EOFError)
+UNREADABLE: Final = (pa.ArrowException, ValueError, OSError, EOFError)
 
 _Problem: TypeAlias = "FileGone | FileChanged | WaxlakeError | None"
 _Ahead: TypeAlias = "tuple[list[NumberedFile], Future[tuple[list[bytes], _Problem]]]"
@@ -194,7 +194,7 @@ class FileContents:
     def _take_group(self, group: Sequence[NumberedFile], contents: Sequence[bytes]) -> None:
         try:
             raws = self._format.split(contents)
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             if len(group) == 1:
                 raise FileProblem(group[0], 0, unreadable(group[0], exc)) from exc
             for file, content in zip(group, contents, strict=True):
@@ -255,7 +255,7 @@ class FileContents:
             if exc.code == "FILES_ACCESS_DENIED":
                 raise
             raise FileProblem(file, self.row, unreadable(file, exc.__cause__ or exc)) from exc
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             opened.verify()
             if isinstance(exc, OSError) and exc.errno is not None:  # the device or the network, not what the file holds
                 raise mapped_error(f"read file '{file.found.path}'", exc) from exc

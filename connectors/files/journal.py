@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.errors import TransientError
 from waxlake.stream.failpoints import failpoint
@@ -31,7 +30,9 @@ JOURNAL_SCHEMA: Final = pa.schema(
         pa.field(
             "kind",
             pa.string(),
-            metadata={"comment": "read, skipped, missing; failed; deleted, moved, changed, gone, clean_failed"},
+            metadata={
+                "comment": "read, skipped, missing; failed, repaired; deleted, moved, changed, gone, clean_failed"
+            },
         ),
         pa.field("table_id", pa.string(), metadata={"comment": "Delta id of the table that committed it, or NULL"}),
         pa.field("flow", pa.string(), metadata={"comment": "Flow that committed it, or NULL"}),
@@ -42,7 +43,9 @@ JOURNAL_SCHEMA: Final = pa.schema(
         pa.field(
             "error", pa.string(), metadata={"comment": "Why it was left out, stopped the source or was not cleaned"}
         ),
-        pa.field("edition", pa.int32(), metadata={"comment": "Edition of the file that failed"}),
+        pa.field("edition", pa.int32(), metadata={"comment": "Edition that failed, or that was repaired"}),
+        pa.field("continues", pa.int32(), metadata={"comment": "Edition whose first rows a repaired one has"}),
+        pa.field("digest", pa.string(), metadata={"comment": "Of the rows that were read before it failed"}),
         pa.field("moved_to", pa.string(), metadata={"comment": "Where clean-up moved it"}),
     ]
 )
@@ -120,12 +123,10 @@ class FileJournal:
                 return
         raise self._contention()
 
-    def failed(self, number: int, edition: int, error: str) -> None:
-        """Note that a file stopped the source; the same failure is noted once."""
-        known = self.rows(pc.field("kind") == "failed")
-        where = pc.and_(pc.equal(known.column("number"), number), pc.equal(known.column("edition"), edition))
-        if error not in known.filter(where).column("error").to_pylist():
-            self.note(journal_rows(number=[number], kind="failed", at=utc_now(), edition=edition, error=error))
+    def removed(self) -> frozenset[int]:
+        """Return the numbers of the files that clean-up took away."""
+        rows = self.rows(pc.field("kind").isin(["deleted", "moved"]))
+        return frozenset(rows.column("number").to_pylist())
 
     def rows(self, where: pc.Expression | None = None) -> pa.Table:
         """Return what is noted; nothing if there is no journal."""

@@ -72,12 +72,14 @@ class NumberedFile:
     Attributes:
         number: Its number; files are read in this order.
         found: The file as it was when it got its number, or its last edition.
-        edition: How often it changed before anyone read it.
+        edition: How often it changed before anyone read it, or was repaired.
+        continues: Edition as which its positions count, if it is a repaired one whose first rows are the same.
     """
 
     number: int
     found: FoundFile
     edition: int = 0
+    continues: int | None = None
 
     @property
     def begin(self) -> int:
@@ -91,13 +93,17 @@ class NumberedFile:
 
     def position(self, row: int) -> int:
         """Return the position of a row of this edition."""
-        return RowPosition(self.number, self.edition << _EDITION_BITS | row if row else 0).pack()
+        return RowPosition(self.number, self._counted << _EDITION_BITS | row if row else 0).pack()
 
     def row(self, position: int) -> int:
         """Return the row at a position inside this file; -1 if the position belongs to another edition."""
         minor = RowPosition.unpack(position).minor
         edition, row = divmod(minor, 1 << _EDITION_BITS)
-        return row if edition == self.edition or not minor else -1
+        return row if edition == self._counted or not minor else -1
+
+    @property
+    def _counted(self) -> int:
+        return self.edition if self.continues is None else self.continues
 
 
 class Ledger:
@@ -314,6 +320,14 @@ class Ledger:
         """Return what is known of every file, in the order of their numbers; of a file that changed, its last edition last."""
         rows = self._between(0, self.next_number)
         return rows.sort_by([("number", "ascending"), ("edition", "ascending")])
+
+    def numbers(self, paths: Sequence[str]) -> dict[str, int]:
+        """Return the last number of each path that is known."""
+        with delta_errors(f"read the file ledger '{self._location.label}'"):
+            rows = self._dataset(sorted(self._data_files())).to_table(
+                columns=["path", "number"], filter=pc.field("path").isin(list(paths))
+            )
+        return dict(zip(*(c.to_pylist() for c in rows.sort_by("number").columns), strict=True))
 
     def totals(self, first: int, last: int) -> tuple[int, int]:
         """Return how many files have numbers in ``[first, last)``, and their bytes; a change of edition counts twice."""

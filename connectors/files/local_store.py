@@ -19,7 +19,7 @@ from connectors.files.store import (
     mapped_error,
 )
 
-__all__ = ["LocalStore"]
+__all__ = ["LocalStore", "raw_path"]
 
 
 class LocalStore:
@@ -118,10 +118,17 @@ class LocalStore:
             return []
         return [file] if file.size_bytes and unknown([file.path]) else []
 
+    def covers(self, path: str) -> bool:
+        """Return whether a file of that path fits, wherever links lead."""
+        root, real = os.path.realpath(self.root), os.path.realpath(os.fsdecode(raw_path(path)))
+        return real == root or (
+            real.startswith(root.rstrip("/") + "/") and self._filter.covers(real[len(root.rstrip("/")) + 1 :])
+        )
+
     def stat(self, path: str) -> FoundFile:
         """Return the file as it is now."""
         try:
-            status = os.stat(_raw(path))
+            status = os.stat(raw_path(path))
         except (FileNotFoundError, NotADirectoryError):
             raise FileGone(path) from None
         except OSError as exc:
@@ -131,7 +138,7 @@ class LocalStore:
     def open(self, file: FoundFile) -> OpenFile:
         """Open the file; one that is replaced while it is read is read on as it was."""
         try:
-            stream = open(_raw(file.path), "rb")  # noqa: SIM115 - the caller closes it
+            stream = open(raw_path(file.path), "rb")  # noqa: SIM115 - the caller closes it
         except (FileNotFoundError, NotADirectoryError):
             raise FileGone(file.path) from None
         except OSError as exc:
@@ -150,7 +157,7 @@ class LocalStore:
     def read(self, file: FoundFile) -> bytes:
         """Return all bytes; the file is looked at after they were read, so a torn read is noticed."""
         try:
-            handle = os.open(_raw(file.path), os.O_RDONLY)
+            handle = os.open(raw_path(file.path), os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             raise FileGone(file.path) from None
         except OSError as exc:
@@ -200,5 +207,6 @@ def _shown(path: str) -> str:
     return path
 
 
-def _raw(path: str) -> str | bytes:
+def raw_path(path: str) -> str | bytes:
+    """Return the name under which the operating system knows a path as it is shown."""
     return unquote_to_bytes(path[7:]) if path.startswith("file://") else path

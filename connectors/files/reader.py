@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from connectors.files.contents import FileContents, is_fresh
 from connectors.files.formats import Format
+from connectors.files.history import FileHistory
 from connectors.files.ledger import Ledger, NumberedFile
 from connectors.files.pieces import Bounds, FewerRows, Piece, PieceQueue
 from connectors.files.problems import FileProblem, changed, never_settles
@@ -50,7 +51,7 @@ class FilesReader:
         empty: A table of no rows with the columns of every batch.
         provenance: Adds what only files tell.
         discover: Lists and records what is new; called on another thread in a continuous run.
-        on_failure: Told of a file that stops the source, and why.
+        history: What is known of files that went wrong.
     """
 
     def __init__(
@@ -65,16 +66,17 @@ class FilesReader:
         empty: pa.Table,
         provenance: Provenance,
         discover: Callable[[], int],
-        on_failure: Callable[[NumberedFile, WaxlakeError], None] = lambda file, error: None,
+        history: FileHistory,
     ) -> None:
         self._settings, self._store, self._ledger, self._plan = settings, store, ledger, plan
         self._identity, self._format, self._empty = identity, format, empty
-        self._provenance, self._discover, self._on_failure = provenance, discover, on_failure
+        self._provenance, self._discover, self._history = provenance, discover, history
         self._position = plan.read_from
         self._stored_max = max(plan.start, *plan.fences) if plan.fences else plan.start
         self._load_number = RowPosition.unpack(self._position).major
         self._limit = self._load_number
         self._files: deque[NumberedFile] = deque()
+        self.is_closed = False
         self._is_resuming = True
         bounds = Bounds(
             rows=settings.max_rows_per_batch,
@@ -102,6 +104,7 @@ class FilesReader:
 
     def close(self) -> None:
         """Close what is open."""
+        self.is_closed = True
         self._contents.close()
 
     def read(self) -> Sequence[MicroBatch]:
@@ -142,7 +145,7 @@ class FilesReader:
     def _load(self) -> bool:
         """Load the next files from the ledger; return whether there are any."""
         last = min(self._limit, self._load_number + _LOAD_FILES)
-        self._files.extend(self._ledger.files(self._load_number, last))
+        self._files.extend(self._history.with_repairs(self._ledger.files(self._load_number, last)))
         self._load_number = max(self._load_number, last)
         if self._files and self._is_resuming:
             self._is_resuming = False
@@ -193,12 +196,16 @@ class FilesReader:
     def _take_problem(self, problem: FileProblem) -> None:
         """Go on from a file that cannot be read: read its new edition if nobody read the old one, leave it out, or stop."""
         file, cause = problem.file, problem.cause
+        if isinstance(cause, FileGone | FileChanged) and self._leave_out_cleaned(file):
+            return
         if isinstance(cause, FileChanged) and not self._contents.row and self._stored_max <= file.begin:
             self._is_waiting = not self._is_settled(cause.now)
             edition = None if self._is_waiting else self._ledger.replace_edition(file, cause.now)
             self._files[0] = edition or file
             if self._is_waiting or edition is not None:
                 return  # else the changed file has a number of its own
+        if isinstance(cause, FileChanged) and self._contents.row and self._is_repaired(file, cause.now):
+            return
         error, settings = problem.error(), self._settings
         if isinstance(cause, FileGone):
             is_ignored = settings.ignore_missing_files or settings.on_data_loss == "skip"
@@ -210,8 +217,25 @@ class FilesReader:
             state = "missing" if isinstance(cause, FileGone) else "skipped"
             self._contents.leave_out(file, state, f"{error.what}: {error.found} [{error.code}]")
             return
-        self._on_failure(file, error)
+        self._history.note_failure(problem, error)
         raise error from problem
+
+    def _leave_out_cleaned(self, file: NumberedFile) -> bool:
+        """Leave out files that this pipeline took away itself, from a table that came later; return whether it did."""
+        is_removed = self._history.is_removed(file.number)
+        while is_removed and self._files and self._history.is_removed(self._files[0].number):
+            self._contents.leave_out(self._files[0], "missing", "cleaned up after it was read, as clean_source asks")
+        return is_removed
+
+    def _is_repaired(self, file: NumberedFile, now: FoundFile) -> bool:
+        """Go on in a file that failed half-way and was put there again; return whether it is that."""
+        if self._store.is_local and is_fresh(now, self._settings.settle_s, time.time()):
+            self._is_waiting = True  # it may not be whole yet
+            return True
+        edition = self._history.repaired(file, now, self._contents.row)
+        if edition is not None:
+            self._files[0] = edition
+        return edition is not None
 
     def _row_at(self, file: NumberedFile, position: int) -> int:
         row = file.row(position)

@@ -184,6 +184,17 @@ class RemoteStore:
         except FileGone:
             return None
 
+    @property
+    def protocol(self) -> str:
+        """The scheme of its URIs."""
+        return self._protocol
+
+    def covers(self, path: str) -> bool:
+        """Return whether a file of that path fits."""
+        return path == self.root or (
+            path.startswith(f"{self.root}/") and self._filter.covers(path[len(self.root) + 1 :])
+        )
+
     def stat(self, path: str) -> FoundFile:
         """Return the file as it is now."""
         with store_errors(f"look at file '{path}'"):

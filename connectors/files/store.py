@@ -125,6 +125,10 @@ class Store(Protocol):
         """
         ...
 
+    def covers(self, path: str) -> bool:
+        """Return whether a file of that path is one that is listed, if it is there."""
+        ...
+
     def stat(self, path: str) -> FoundFile:
         """Return the file as it is now, or raise ``FileGone``."""
         ...
@@ -173,6 +177,13 @@ class PathFilter:
     def admits_name(self, name: str) -> bool:
         """Return whether a file of that name can fit."""
         return fits(name) and (self._name is None or self._name.fullmatch(name) is not None)
+
+    def covers(self, relative: str) -> bool:
+        """Return whether a file of that path fits, its folders and its name included."""
+        folder, _, name = relative.rpartition("/")
+        parts = folder.split("/") if folder else []
+        is_entered = all(self.admits_folder("/".join(parts[: depth + 1])) for depth in range(len(parts)))
+        return is_entered and self.admits_name(name) and self.admits(relative)
 
     def admits(self, relative: str) -> bool:
         """Return whether the path fits the pattern."""

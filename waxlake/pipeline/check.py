@@ -193,6 +193,10 @@ class CheckedGraph:
             update: dict[str, Any] = {"path": resolve_path(spec, read.settings.path)}
             if not read.settings.storage_options:
                 update["storage_options"] = spec.storage_options
+            if read.settings.clean_source_move_destination is not None:
+                update["clean_source_move_destination"] = resolve_path(
+                    spec, read.settings.clean_source_move_destination
+                )
             settings = read.settings.model_copy(update=update)
             key = repr((read.settings.path, settings.format, settings.path_glob_filter, settings.recursive))
             return FilesConnector(settings, ledger=spec.ledger_location(hashlib.sha256(key.encode()).hexdigest()[:16]))

@@ -6,11 +6,13 @@ Whether a file is committed is said by the table's own position; its rows by the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
+from deltalake import DeltaTable
 
 from waxlake.pipeline.check import CheckedGraph
 from waxlake.pipeline.commits import Commit, commits_since
@@ -18,8 +20,8 @@ from waxlake.pipeline.definitions import FilesRead
 from waxlake.pipeline.graph import Graph
 from waxlake.pipeline.plan import DurablePositions, SourceGroup
 from waxlake.stream.clock import Clock
-from waxlake.stream.delta_table import TableLocation
-from waxlake.stream.errors import UsageError
+from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.errors import UsageError, WaxlakeError
 from waxlake.stream.file_counts import FILES_FACT, decode_counts
 from waxlake.stream.position import app_id
 from waxlake.stream.settings import nearest
@@ -28,6 +30,7 @@ from waxlake.stream.source import SourcePlan
 if TYPE_CHECKING:
     from connectors.files import FilesConnector
     from connectors.files.journal import FileJournal
+    from connectors.files.ledger import Ledger
 
 __all__ = ["FILE_STATES", "FILE_STATE_SCHEMA", "FileKeeper", "durable_positions", "file_states"]
 
@@ -52,8 +55,10 @@ FILE_STATE_SCHEMA: Final = pa.schema(
         ("moved_to", pa.string()),
     ]
 )
+_PARTITION: Final = "files"
 _FOLD_INTERVAL_S: Final = 60.0
 _EVERY_COMMIT: Final = 1 << 62
+_log = logging.getLogger("waxlake.files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +113,73 @@ def _feeds(graph: Graph, table: str | None = None) -> list[_Feed]:
     return found
 
 
+@dataclass(slots=True)
+class _Source:
+    """One files source of the pipeline, with all flows that take its files: those that share its ledger."""
+
+    feeds: list[_Feed]
+    _handles: dict[str, DeltaTable] = field(default_factory=dict)
+    _ledger: Ledger | None = None
+
+    @property
+    def connector(self) -> FilesConnector:
+        """The source."""
+        return self.feeds[0].connector
+
+    def covers(self, path: str) -> bool:
+        """Return whether it reads a file of that path."""
+        return self.connector.covers(path)
+
+    def numbers(self, paths: Sequence[str]) -> Mapping[str, int]:
+        """Return the last number of each path that it knows."""
+        if self.connector.identity is None:
+            return {}
+        if self._ledger is None:
+            self._ledger = self.connector.ledger()
+        self._ledger.refresh()
+        return self._ledger.numbers(paths)
+
+    def position(self) -> int | None:
+        """Return the smallest position that its tables hold; None if one has none."""
+        identity = self.connector.identity
+        if identity is None:
+            return None
+        stored = [self._stored(feed, identity) for feed in self.feeds]
+        known = [position for position in stored if position is not None]
+        return min(known) if len(known) == len(stored) else None
+
+    def _stored(self, feed: _Feed, identity: str) -> int | None:
+        key = feed.table.uri
+        if key in self._handles:
+            with delta_errors(f"read table '{feed.table.label}'"):
+                self._handles[key].update_incremental()
+        elif feed.table.exists():
+            self._handles[key] = feed.table.open()
+        else:
+            return None
+        return self._handles[key].transaction_version(app_id(feed.flow, identity, _PARTITION))
+
+
+def _sources(graph: Graph) -> dict[str, _Source]:
+    """Return the files sources of a pipeline by the place of their ledgers."""
+    found: dict[str, _Source] = {}
+    for feed in _feeds(graph):
+        found.setdefault(feed.connector.location.uri, _Source([])).feeds.append(feed)
+    return found
+
+
 class FileKeeper:
     """Tells how far every table holds a files source, and folds what the commits say about its files now and then.
 
-    Used by one thread at a time, as ``DurablePositions`` is.
+    Used by one thread at a time. It also tells the source which others of the pipeline may read the same files.
     """
 
-    def __init__(self, checked: CheckedGraph, group: SourceGroup, source: SourcePlan) -> None:
-        self._positions = DurablePositions(checked, group, source)
-        self._source = source
-        self._connector: FilesConnector = group.connector  # type: ignore[assignment]
-        name = self._connector.name
-        self._feeds = [feed for feed in _feeds(checked.graph) if feed.connector.name == name]
+    def __init__(self, graph: Graph, group: SourceGroup) -> None:
+        connector: FilesConnector = group.connector  # type: ignore[assignment]
+        sources = _sources(graph)
+        self._source = sources.pop(connector.location.uri)
+        self._connector = connector
+        connector.others = tuple(sources.values())
         self._clock = Clock()
         self._folded_at_s: float | None = None
 
@@ -127,14 +187,18 @@ class FileKeeper:
         """Return the smallest stored position of all tables."""
         now_s = self._clock.now_s()
         if self._folded_at_s is None or now_s - self._folded_at_s >= _FOLD_INTERVAL_S:
-            self._fold()
             self._folded_at_s = now_s
-        return self._positions()
+            try:
+                self._fold()
+            except WaxlakeError as error:  # nothing depends on it: the commits say the same, and it is tried again
+                _log.warning("what became of files is not noted at the moment: %s", error)
+        position = self._source.position()
+        return {} if position is None else {_PARTITION: position}
 
     def _fold(self) -> None:
-        journal = self._connector.journal()
-        for feed in self._feeds:
-            rows, app, version = feed.unfolded(journal, self._source.identity)
+        journal, identity = self._connector.journal(), self._connector.identity
+        for feed in self._source.feeds if identity is not None else ():
+            rows, app, version = feed.unfolded(journal, str(identity))
             if len(rows):
                 journal.fold(rows, app, version)
 
@@ -142,7 +206,7 @@ class FileKeeper:
 def durable_positions(checked: CheckedGraph, group: SourceGroup, source: SourcePlan) -> DurablePositions | FileKeeper:
     """Return what tells how far every table holds a source."""
     if isinstance(group.flows[0].read, FilesRead):
-        return FileKeeper(checked, group, source)
+        return FileKeeper(checked.graph, group)
     return DurablePositions(checked, group, source)
 
 
@@ -175,10 +239,8 @@ def _states(feed: _Feed) -> pa.Table:
     handle = feed.table.open() if feed.table.exists() else None
     noted, position, table_id = journal.rows(), None, ""
     if handle is not None:
-        from connectors.files.reader import PARTITION
-
         table_id = str(handle.metadata().id)
-        position = handle.transaction_version(app_id(feed.flow, identity, PARTITION))
+        position = handle.transaction_version(app_id(feed.flow, identity, _PARTITION))
         noted = pa.concat_tables([noted, feed.unfolded(journal, identity)[0]])
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
