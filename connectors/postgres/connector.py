@@ -15,6 +15,7 @@ from connectors.postgres.ledger import SourceLedger
 from connectors.postgres.load import LOADED
 from connectors.postgres.preparation import Preparation, Slot, find_slot, missing_tables
 from connectors.postgres.reader import PostgresReader
+from connectors.postgres.rows import RowMaker
 from connectors.postgres.settings import PostgresSettings
 from connectors.postgres.stream import ChangeStream
 from connectors.postgres.types import PostgresType
@@ -186,9 +187,7 @@ class PostgresConnector:
             plan,
             {table.oid: table for table in self._found().values()},
             self._ledger,
-            source_key=self._source_key,
-            resolve=self._resolve,
-            columns=columns,
+            maker=RowMaker(self.settings, self._ledger, self._source_key, self._resolve, columns),
             is_reload=not plan.identity.endswith("/0"),
             on_stream=self._follow,
         )

@@ -30,6 +30,7 @@ __all__ = ["ChangeStream", "Segment"]
 
 _AHEAD_BYTES: Final = 48 << 20
 _STATUS_S: Final = 1.0
+_IDLE_STATUS_S: Final = 0.1
 _WAIT_S: Final = 0.05
 _GATHER_S: Final = 0.2
 _INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT, _RELATION, _TRUNCATE = (ord(letter) for letter in "IUDBCRT")
@@ -202,7 +203,8 @@ class ChangeStream:
             if gathering.size_bytes or reached > self._position:
                 self._position = reached
                 self._put(gathering.complete(reached))
-        self._tell_now_and_then()
+        if time.monotonic() - self._status_at_s >= _IDLE_STATUS_S:  # the answer is the server's position
+            self._tell_server(is_last=False)
         select.select([self._connection], [], [], _WAIT_S)
 
     def _put(self, segment: Segment) -> None:

@@ -124,7 +124,8 @@ class RunState:
             is_first = dataset not in self.failures
             self.failures.setdefault(dataset, error)
         if is_first:
-            self._emit("flow_progress", str(error), level="ERROR", dataset=dataset, flow=dataset, error=error,
+            level = "WARN" if isinstance(error, SourceChanged) else "ERROR"
+            self._emit("flow_progress", str(error), level=level, dataset=dataset, flow=dataset, error=error,
                        details={"flow_progress": {"status": "FAILED"}})  # fmt: skip
         if isinstance(error, CommitConflict | SourceChanged):
             self.drain()
