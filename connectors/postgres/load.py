@@ -266,7 +266,9 @@ class _Session:
                     reading.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     reading.execute("SET TRANSACTION SNAPSHOT %s", (exported,))
             with contextlib.suppress(psycopg2.Error), self._exporter.cursor() as cursor:  # a standby cannot
-                cursor.execute("SELECT pg_logical_emit_message(true, 'waxlake', '')")  # so that the log reaches the point
+                cursor.execute(
+                    "SELECT pg_logical_emit_message(true, 'waxlake', '')"
+                )  # so that the log reaches the point
             self._exporter.close()
             self._exporter = None
         self._position, self._taken_at_s = parse_lsn(point), time.monotonic()

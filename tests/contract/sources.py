@@ -17,8 +17,10 @@ from connectors.delta import DeltaConnector
 from connectors.files import FilesConnector, FilesSettings
 from connectors.kafka import KafkaConnector, KafkaSettings
 from connectors.mysql import MySQLConnector, MySQLSettings
+from connectors.postgres import PostgresConnector, PostgresSettings
 from tests.services.kafka import KafkaCluster, create_topic
 from tests.services.mariadb import MariaDB
+from tests.services.postgres import PostgresServer
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.source import Connector
 
@@ -128,3 +130,40 @@ class MySQLRig:
     def connector(self) -> Connector:
         settings = MySQLSettings.of(self.server.url, [f"{self.database}.*"], load_chunk_rows=7, max_rows_per_batch=7)
         return MySQLConnector(settings, TableLocation(str(self.folder / "ledger")))
+
+
+@dataclass(slots=True)
+class PostgresRig:
+    """Two tables over one slot: the first rows come by first load, later ones as changes, some in large transactions."""
+
+    server: PostgresServer
+    folder: Path
+    database: str = ""
+
+    def __post_init__(self) -> None:
+        self.database = self.server.create_database()
+        self.server.execute(
+            "CREATE TABLE a (n int8 PRIMARY KEY); CREATE TABLE b (n int8 PRIMARY KEY)", database=self.database
+        )
+
+    def add(self, numbers: Sequence[int]) -> None:
+        with self.server.connection(self.database) as connection, connection.cursor() as cursor:
+            connection.autocommit = False
+            for start in range(0, len(numbers), 20):
+                for number in numbers[start : start + 20]:
+                    cursor.execute(f"INSERT INTO {'ab'[number % 2]} VALUES (%s)", (number,))
+                connection.commit()
+
+    def connector(self) -> Connector:
+        values = {
+            "dsn": self.server.dsn(self.database),
+            "tables": ["a", "b"],
+            "slot": self.database,
+            "load_chunk_rows": 7,
+            "max_rows_per_batch": 7,
+        }
+        settings = PostgresSettings.build("laws", values)
+        return PostgresConnector(settings, TableLocation(str(self.folder / "ledger")))
+
+    def close(self) -> None:
+        self.server.drop_database(self.database)

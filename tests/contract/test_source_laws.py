@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.contract.sources import DeltaRig, FilesRig, KafkaRig, MySQLRig, SourceRig
+from tests.contract.sources import DeltaRig, FilesRig, KafkaRig, MySQLRig, PostgresRig, SourceRig
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.source import Connector, SourcePlan, plan_partitions
 
 NUMBERS = list(range(60))
 
 
-@pytest.fixture(params=["kafka-tansu", "kafka-apache", "files", "delta", "mysql"])
-def rig(request: pytest.FixtureRequest, tmp_path: Path) -> SourceRig:
+@pytest.fixture(params=["kafka-tansu", "kafka-apache", "files", "delta", "mysql", "postgres"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceRig]:
     if request.param.startswith("kafka"):
         fixture = "tansu" if request.param == "kafka-tansu" else "apache_kafka"
-        return KafkaRig(request.getfixturevalue(fixture))
-    if request.param == "mysql":
-        return MySQLRig(request.getfixturevalue("mariadb"), tmp_path)
-    return FilesRig(tmp_path) if request.param == "files" else DeltaRig(tmp_path)
+        yield KafkaRig(request.getfixturevalue(fixture))
+    elif request.param == "mysql":
+        yield MySQLRig(request.getfixturevalue("mariadb"), tmp_path)
+    elif request.param == "postgres":
+        rig = PostgresRig(request.getfixturevalue("debian_postgres"), tmp_path)
+        yield rig
+        rig.close()
+    else:
+        yield FilesRig(tmp_path) if request.param == "files" else DeltaRig(tmp_path)
 
 
 def plan_of(connector: Connector, *stored: Mapping[str, int], is_bounded: bool = True) -> SourcePlan:
@@ -50,11 +55,21 @@ def numbers_in(batches: Sequence[MicroBatch]) -> list[int]:
     return sorted(n for batch in batches for n in batch.table.column("n").to_pylist())
 
 
+def stored(batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """What a sink would have committed: pieces only together with the batch that ends them."""
+    kept: list[MicroBatch] = []
+    for index, batch in enumerate(batches):
+        rest = (b for b in batches[index + 1 :] if b.partition == batch.partition)
+        if not batch.is_partial or any(not b.is_partial for b in rest):
+            kept.append(batch)
+    return kept
+
+
 def ends_of(plan: SourcePlan, batches: Sequence[MicroBatch]) -> dict[str, int]:
     ends = {partition: part.start for partition, part in plan.partitions.items()}
     for batch in batches:
         assert batch.start == ends[batch.partition], "positions leave a gap or overlap"
-        assert batch.end > batch.start
+        assert batch.end == batch.start if batch.is_partial else batch.end > batch.start
         ends[batch.partition] = batch.end
     return ends
 
@@ -77,7 +92,7 @@ def test_reading_goes_on_where_any_batch_ended(rig: SourceRig) -> None:
     for count in range(len(batches) + 1):
         again = rig.connector()
         rest = plan_of(again, ends_of(plan, batches[:count]))
-        assert numbers_in([*batches[:count], *read_all(again, rest)]) == NUMBERS
+        assert numbers_in([*stored(batches[:count]), *read_all(again, rest)]) == NUMBERS
 
 
 def test_no_batch_straddles_a_fence(rig: SourceRig) -> None:
@@ -109,7 +124,7 @@ def test_a_flow_that_is_behind_is_caught_up_without_doubling_for_the_other(rig: 
     again = rig.connector()
     both = plan_of(again, ahead, {})
     taken = [b for b in read_all(again, both) if b.start >= ahead.get(b.partition, 0)]
-    assert numbers_in([*batches[: len(batches) // 2], *taken]) == NUMBERS
+    assert numbers_in([*stored(batches[: len(batches) // 2]), *taken]) == NUMBERS
 
 
 def test_a_bounded_read_ends_although_the_source_grows(rig: SourceRig) -> None:
@@ -166,7 +181,11 @@ def test_batches_have_the_columns_that_the_connector_promised(rig: SourceRig) ->
 def test_identity_and_plan_are_the_same_in_every_process(rig: SourceRig) -> None:
     rig.add(NUMBERS[:5])
     plan = plan_of(rig.connector())
-    assert plan_of(rig.connector()) == plan
+    again = plan_of(rig.connector())
+    if isinstance(rig, PostgresRig):  # the log of a database moves on by itself
+        assert (again.identity, again.partitions.keys()) == (plan.identity, plan.partitions.keys())
+    else:
+        assert again == plan
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.services import ServiceMissing, kafka, mariadb, s3
+from tests.services import ServiceMissing, kafka, mariadb, postgres, s3
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.stream.errors import TerminalError
 
@@ -28,6 +28,8 @@ _AVAILABLE: dict[str, Callable[[], object]] = {
     "minio": s3.minio_binary,
     "moto": s3.check_moto,
     "mariadb": mariadb.server_binary,
+    "postgres": postgres.debian_binaries,
+    "pgserver": postgres.embedded_binaries,
 }
 
 
