@@ -25,6 +25,7 @@ from waxlake.pipeline.stream import (
     read_kafka,
     read_mysql,
     read_postgres,
+    read_query,
     read_stream,
     sql,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "read_kafka",
     "read_mysql",
     "read_postgres",
+    "read_query",
     "read_stream",
     "sql",
     "table",

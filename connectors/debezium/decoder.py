@@ -56,9 +56,10 @@ class DebeziumDecoder:
     def __init__(self, settings: DebeziumSettings) -> None:
         self._settings = settings
         self._schema = settings.schema_of_rows
-        self._reader = EnvelopeReader()
         self._images: dict[str, _Images] = {}
-        self._connection = duckdb.connect(config={"threads": 1})
+        self._connection = duckdb.connect(config={"threads": 1})  # one thread: rows come back in their order
+        self._connection.execute("SET TimeZone = 'UTC'")
+        self._reader = EnvelopeReader(self._connection)
 
     def decode(self, table: pa.Table) -> pa.Table:
         """Return the change rows of a batch of records.
@@ -159,7 +160,7 @@ class DebeziumDecoder:
             if self._settings.decimal_handling_mode == "precise":
                 decimals = {f.name: Semantic("Decimal") for f in self._schema if pa.types.is_decimal(f.type)}
                 said = {**decimals, **said}
-        wires = [wire_of(field.type, said.get(field.name)) for field in self._schema]
+        wires = [wire_of(field.type, said.get(field.name), self._connection) for field in self._schema]
         wired = pa.schema([pa.field(f.name, wire.type) for f, wire in zip(self._schema, wires, strict=True)])
         return _Images(JsonDecoder(wired), wires)
 

@@ -92,11 +92,14 @@ class Envelopes:
 
 
 class EnvelopeReader:
-    """Takes records apart; remembers the schemas it saw. Used by one thread at a time."""
+    """Takes records apart; remembers the schemas it saw. Used by one thread at a time.
 
-    def __init__(self) -> None:
-        self._connection = duckdb.connect(config={"threads": 1})  # one thread: rows come back in their order
-        self._connection.execute("SET TimeZone = 'UTC'")
+    Args:
+        connection: The decoder's own, of one thread, in UTC.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
         self._prefixes: dict[bytes, str] = {}
         self._codes: dict[str, int] = {"": 0}
 

@@ -66,8 +66,14 @@ def short_name(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def wire_of(kind: pa.DataType, semantic: Semantic | None) -> Wire:
-    """Return how to read a column of a declared type from the JSON of a type of Debezium's."""
+def wire_of(kind: pa.DataType, semantic: Semantic | None, connection: duckdb.DuckDBPyConnection) -> Wire:
+    """Return how to read a column of a declared type from the JSON of a type of Debezium's.
+
+    Args:
+        kind: Declared type.
+        semantic: What Debezium says the column is.
+        connection: The decoder's own; conversions use it.
+    """
     if semantic is None:
         return Wire(kind)
     name = semantic.name
@@ -79,10 +85,10 @@ def wire_of(kind: pa.DataType, semantic: Semantic | None) -> Wire:
         return Wire(pa.int32(), lambda values: _dates(values, kind))
     if name in _DECIMALS and _holds_decimals(kind):
         if name == "VariableScaleDecimal":
-            return Wire(_VARIABLE_SCALE, lambda values: _variable_decimals(values, kind))
+            return Wire(_VARIABLE_SCALE, lambda values: _variable_decimals(values, kind, connection))
         scale = semantic.scale if semantic.scale is not None else getattr(kind, "scale", None)
         if scale is not None:
-            return Wire(pa.string(), lambda values: _decimals(values, kind, scale))
+            return Wire(pa.string(), lambda values: _decimals(values, kind, scale, connection))
     return Wire(kind)
 
 
@@ -123,12 +129,12 @@ def _dates(values: pa.Array, kind: pa.DataType) -> pa.Array:
     return _scaled(values.cast(pa.int64()), 1, 1, _FIRST_DAY, _LAST_DAY).cast(pa.int32()).cast(pa.date32()).cast(kind)
 
 
-def _decimals(texts: pa.Array, kind: pa.DataType, scale: int) -> pa.Array:
-    return _cast_each(_from_unscaled(_from_base64(texts), scale), kind)
+def _decimals(texts: pa.Array, kind: pa.DataType, scale: int, connection: duckdb.DuckDBPyConnection) -> pa.Array:
+    return _cast_each(_from_unscaled(_from_base64(texts, connection), scale), kind)
 
 
-def _variable_decimals(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    scales, unscaled = values.field("scale"), _from_base64(values.field("value"))
+def _variable_decimals(values: pa.Array, kind: pa.DataType, connection: duckdb.DuckDBPyConnection) -> pa.Array:
+    scales, unscaled = values.field("scale"), _from_base64(values.field("value"), connection)
     made: pa.Array = pa.nulls(len(values), kind)
     for scale in scales.drop_null().unique().to_pylist():
         mask = pc.and_(pc.equal(scales, scale).fill_null(False), pc.is_valid(values))
@@ -137,15 +143,14 @@ def _variable_decimals(values: pa.Array, kind: pa.DataType) -> pa.Array:
     return made
 
 
-def _from_base64(texts: pa.Array) -> pa.Array:
+def _from_base64(texts: pa.Array, connection: duckdb.DuckDBPyConnection) -> pa.Array:
     """Return the bytes of base64 texts; NULL for what is none."""
-    connection = duckdb.connect(config={"threads": 1})
+    connection.register("texts", pa.table({"v": texts}))
     try:
-        connection.register("t", pa.table({"v": texts}))
-        found = connection.sql("SELECT try(from_base64(v)) AS b FROM t").to_arrow_table().column("b")
+        found = connection.sql("SELECT try(from_base64(v)) AS b FROM texts").to_arrow_table().column("b")
         return found.combine_chunks().cast(pa.binary())
     finally:
-        connection.close()
+        connection.unregister("texts")
 
 
 def _from_unscaled(values: pa.Array, scale: int) -> pa.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from connectors.files import FilesConnector, FilesSettings
 from connectors.kafka import KafkaConnector, KafkaSettings
 from connectors.mysql import MySQLConnector, MySQLSettings
 from connectors.postgres import PostgresConnector, PostgresSettings
+from connectors.query import QueryConnector, QuerySettings
 from tests.services.kafka import KafkaCluster, create_topic
 from tests.services.mariadb import MariaDB
 from tests.services.postgres import PostgresServer
@@ -167,3 +169,31 @@ class PostgresRig:
 
     def close(self) -> None:
         self.server.drop_database(self.database)
+
+
+@dataclass(slots=True)
+class QueryRig:
+    """A table of SQLite with a cursor that several rows share."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        with sqlite3.connect(self.folder / "app.db") as database:
+            database.execute("CREATE TABLE numbers (n BIGINT PRIMARY KEY, changed INTEGER NOT NULL)")
+        database.close()
+
+    def add(self, numbers: Sequence[int]) -> None:
+        with sqlite3.connect(self.folder / "app.db") as database:
+            database.executemany("INSERT INTO numbers VALUES (?, ?)", [(n, n // 4) for n in numbers])
+        database.close()
+
+    def connector(self) -> Connector:
+        values = {
+            "url": f"sqlite:///{self.folder / 'app.db'}",
+            "table": "numbers",
+            "cursor": "changed",
+            "look_back": 3,
+            "max_rows_per_batch": 7,
+            "poll_interval": 0.05,
+        }
+        return QueryConnector(QuerySettings.build("laws", values), ledger=TableLocation(str(self.folder / "ledger")))

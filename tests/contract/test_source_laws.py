@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.sources import DeltaRig, FilesRig, KafkaRig, MySQLRig, PostgresRig, SourceRig
+from tests.contract.sources import DeltaRig, FilesRig, KafkaRig, MySQLRig, PostgresRig, QueryRig, SourceRig
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.source import Connector, SourcePlan, plan_partitions
 
 NUMBERS = list(range(60))
 
 
-@pytest.fixture(params=["kafka-tansu", "kafka-apache", "files", "delta", "mysql", "postgres"])
+@pytest.fixture(params=["kafka-tansu", "kafka-apache", "files", "delta", "query", "mysql", "postgres"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceRig]:
     if request.param.startswith("kafka"):
         fixture = "tansu" if request.param == "kafka-tansu" else "apache_kafka"
@@ -29,7 +29,7 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceRig]:
         yield rig
         rig.close()
     else:
-        yield FilesRig(tmp_path) if request.param == "files" else DeltaRig(tmp_path)
+        yield {"files": FilesRig, "delta": DeltaRig, "query": QueryRig}[request.param](tmp_path)
 
 
 def plan_of(connector: Connector, *stored: Mapping[str, int], is_bounded: bool = True) -> SourcePlan:

@@ -38,6 +38,7 @@ __all__ = [
     "read_files",
     "read_kafka",
     "read_mysql",
+    "read_query",
     "read_stream",
     "sql",
 ]
@@ -271,6 +272,29 @@ def read_mysql(url: str, tables: Sequence[str] | str, **options: Any) -> Stream:
             ) from exc
         settings = MySQLSettings.of(url, tables, **options)
     return Stream((Branch(DatabaseRead(settings=settings, where=calling_line())),))
+
+
+def read_query(url: str, table: str | None = None, **options: Any) -> Stream:
+    """Read a table or a query of any database as a stream of change rows, polled by a cursor column.
+
+    For databases whose log cannot be read. The rows hold the columns and ``_rescued_data``; the metadata columns of change
+    rows are there when selected.
+
+    Args:
+        url: URL of the database as SQLAlchemy takes it, or ``duckdb:///path``.
+        table: Table or view; or give ``query=`` and ``schema=``.
+        options: ``cursor``, ``key``, ``look_back``, ``null_cursors``, ``deletion_condition``, ``detect_deletes_every``,
+            ``row_filter``, ``include_columns``, ``exclude_columns``, ``backfill_new_columns``, ``poll_interval``.
+
+    Raises:
+        DefinitionError: An unknown option, neither a table nor a query, a query without its schema. Not retryable.
+    """
+    from connectors.query import QuerySettings
+
+    line = calling_line()
+    with located(line):
+        settings = QuerySettings.build("read_query()", {"url": url, "table": table, **options})
+    return Stream((Branch(DatabaseRead(settings=settings, where=line)),))
 
 
 def read_stream(table: str) -> Stream:

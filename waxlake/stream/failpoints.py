@@ -20,6 +20,8 @@ FAILPOINTS: Final = (
     "ledger-write",  # new files were found, the ledger commit is about to happen
     "ledger-written",  # the ledger holds the new files, no row of them was emitted
     "load-planned",  # ends of chunks of a database's first load were found, the ledger does not hold them
+    "poll-recorded",  # a poll of a database is in its ledger, nothing of it was read
+    "window-recorded",  # a window of a poll is in its ledger, no row of it was emitted
     "quarantine-written",  # quarantine files are written, the primary commit is not
     "quarantine-pending",  # the primary commit is durable, the quarantine commit is not
     "quarantine-committed",  # both are durable
