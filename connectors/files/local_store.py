@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from urllib.parse import quote, unquote_to_bytes
@@ -20,6 +21,8 @@ from connectors.files.store import (
 )
 
 __all__ = ["LocalStore", "raw_path"]
+
+_NOWHERE = (errno.ENOENT, errno.ELOOP)
 
 
 class LocalStore:
@@ -100,7 +103,7 @@ class LocalStore:
             for entry in entries:
                 name = entry.name
                 below = f"{relative}/{name}" if relative else name
-                if entry.is_dir(follow_symlinks=True) if entry.is_symlink() else entry.is_dir():
+                if _is_folder(entry):
                     is_behind = prefix + name + "/" > after or after.startswith(prefix + name + "/")
                     if is_behind and self._filter.admits_folder(below):
                         (linked if entry.is_symlink() else nested).append((prefix + name, below))
@@ -174,6 +177,16 @@ class LocalStore:
         return data
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one; a link that goes round or nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError as exc:
+        if exc.errno in _NOWHERE:
+            return False
+        raise
+
+
 def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown) -> list[FoundFile]:
     """Return the files of a block that are not known."""
     found = []
@@ -181,8 +194,10 @@ def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown) -> l
         path, entry = block[index]
         try:
             status = entry.stat()
-        except FileNotFoundError:
-            continue
+        except OSError as exc:
+            if exc.errno in _NOWHERE:
+                continue
+            raise mapped_error(f"look at file '{path}'", exc) from exc
         if status.st_size and _is_regular(status.st_mode):
             found.append(FoundFile(status.st_mtime_ns // 1000, path, status.st_size))
     return found

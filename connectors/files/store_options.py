@@ -12,7 +12,6 @@ __all__ = ["PROTOCOL_EXTRAS", "client_options", "s3fs_options"]
 
 PROTOCOL_EXTRAS: Final[Mapping[str, str]] = {
     "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure", "gs": "gcs", "gcs": "gcs",
-    "http": "http", "https": "http", "sftp": "sftp", "ssh": "sftp",
 }  # fmt: skip
 _AZURE: Final[Mapping[str, str]] = {
     "account_name": "account_name", "account_key": "account_key", "access_key": "account_key",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import http.server
 import io
 import json
+import re
+import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors.files.store_options import s3fs_options
+from connectors.files.remote_listing import S3Pages
+from connectors.files.remote_store import RemoteStore
+from connectors.files.store import PathFilter
+from connectors.files.store_options import client_options, s3fs_options
 from tests.integration.files_lab import PARTITION, FilesLab, Flow, ids, run, unbounded
 from tests.services.s3 import ObjectStore
 from waxlake.stream.delta_table import TableLocation
-from waxlake.stream.errors import SourceMoved, TerminalError, TransientError
+from waxlake.stream.errors import SourceMoved, TerminalError, TransientError, UsageError
 from waxlake.stream.settings import StorageOptions
 
 
@@ -193,10 +201,119 @@ def test_a_memory_store(tmp_path: Path, memory: Any) -> None:
     assert flow.rows[0]["_metadata"]["file_name"] == "a.json"
 
 
-def test_a_protocol_that_nobody_speaks(tmp_path: Path) -> None:
-    lab = FilesLab(tmp_path, path="gopher://host/in")
-    with pytest.raises(Exception, match="FILES_PROTOCOL"):
-        lab.connector().inspect()
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("gopher://host/in", "correct the path"),
+        ("abfss://c@a.dfs.core.windows.net/in", r"waxlake\[azure\]"),
+        ("gs://b/in", r"waxlake\[gcs\]"),
+    ],
+    ids=["unknown", "azure", "gcs"],
+)
+def test_a_protocol_that_nobody_speaks_here(
+    tmp_path: Path, path: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("adlfs", "gcsfs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=f"FILES_PROTOCOL|{remedy}") as caught:
+        FilesLab(tmp_path, path=path).connector().inspect()
+    assert re.search(remedy, str(caught.value))
+
+
+class _Server(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A web server that lists a folder: the folder, and its address."""
+    root = tmp_path / "www"
+    root.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Server, directory=str(root)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield root, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_web_server_that_lists_its_files(tmp_path: Path, web: tuple[Path, str]) -> None:
+    root, url = web
+    for number, name in enumerate(("in/a.json", "in/d/b c.json", "in/_hidden/x.json", "in/c.csv", "other/x.json")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(_lines(number, 1))
+    lab, flow = FilesLab(tmp_path, path=f"{url}/in"), Flow()
+    for _ in range(2):
+        run(lab.connector(path_glob_filter="*.json"), flow, columns=["id", "_metadata"])
+    assert sorted(ids(flow)) == [0, 1]
+    paths = sorted(row["_metadata"]["file_path"] for row in flow.rows)
+    assert paths == [f"{url}/in/a.json", f"{url}/in/d/b%20c.json"]
+    (root / "in/d/e.json").write_bytes(_lines(7, 1))
+    run(lab.connector(path_glob_filter="*.json"), flow)
+    assert ids(flow)[2:] == [7]
+    single, flow = FilesLab(tmp_path / "single", path=f"{url}/in/a.json"), Flow()
+    run(single.connector(), flow)
+    assert ids(flow) == [0]
+    with pytest.raises(TerminalError, match="FILES_PATH_NOT_FOUND"):
+        FilesLab(tmp_path / "typo", path=f"{url}/typo").connector().inspect()
+
+
+def test_options_of_azure_and_google_as_their_clients_want_them() -> None:
+    azure = {"AZURE_STORAGE_ACCOUNT_NAME": "acc", "azure_storage_account_key": "k", "AZURE_CLIENT_ID": "i"}
+    assert client_options("abfss", StorageOptions(azure)) == {
+        "account_name": "acc",
+        "account_key": "k",
+        "client_id": "i",
+    }
+    google = {"GOOGLE_SERVICE_ACCOUNT": "/key.json", "project": "p"}
+    assert client_options("gs", StorageOptions(google)) == {"token": "/key.json", "project": "p"}
+    for protocol in ("abfss", "gs"):
+        with pytest.raises(UsageError, match="Valid: "):
+            client_options(protocol, StorageOptions({"AWS_REGION": "x"}))
+    uri = "abfss://box@acc.dfs.core.windows.net/in"  # not user@host, but container@account
+    assert RemoteStore(uri, StorageOptions()).root == uri
+
+
+@pytest.mark.services
+def test_listing_in_parallel_finds_each_object_once(s3: _Bucket) -> None:
+    names = [f"{a}/{b}/{c:02d}.json" for a in "abc" for b in ("x", "y=1", "z") for c in range(12)] + [
+        "0.json",
+        "zz.json",
+    ]
+    for name in names:
+        s3.filesystem.pipe_file(f"{s3.uri}/{name}", b"{}")
+    pattern_cases = {
+        "": set(names),
+        "*/y=*/*.json": {name for name in names if "/y=1/" in name},
+        "{a,b}/**/0?.json": {n for n in names if n[0] in "ab" and n[-7:-5].startswith("0")},
+    }
+    for pattern, wanted in pattern_cases.items():
+        for page_keys in (1, 3, 50, 1000):
+            for parallelism in (1, 4):
+                filesystem = _SmallPages(s3.filesystem, page_keys)
+                bucket, _, prefix = s3.uri.removeprefix("s3://").partition("/")
+                path_filter = PathFilter(pattern, None, True)
+                pages = S3Pages(filesystem, bucket, prefix, path_filter, parallelism).pages()
+                found = [relative for page in pages for relative, _ in page if path_filter.fits(relative)]
+                assert sorted(found) == sorted(wanted), (pattern, page_keys, parallelism)
+        if page_keys == 1000:
+            assert filesystem.requests <= 10
+    after = sorted(names)[40]
+    pages = S3Pages(s3.filesystem, bucket, prefix, PathFilter("", None, True), 4).pages(f"{prefix}/{after}")
+    assert [relative for page in pages for relative, _ in page] == sorted(names)[41:]
+
+
+class _SmallPages:
+    """An S3 whose pages are small; counts requests."""
+
+    def __init__(self, filesystem: Any, page_keys: int) -> None:
+        self._filesystem, self._page_keys, self.requests = filesystem, page_keys, 0
+
+    def call_s3(self, method: str, **given: Any) -> Any:
+        self.requests += 1
+        return self._filesystem.call_s3(method, MaxKeys=self._page_keys, **given)
 
 
 def test_credentials_in_a_path_are_not_shown(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ holds them to it.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -28,6 +29,12 @@ MINIO_VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
 _MINIO_MODULE = "github.com/minio/minio"
 _ACCESS_KEY, _SECRET_KEY, _REGION = "waxlake", "waxlake-secret", "us-east-1"
 _START_TIMEOUT_S = 30
+
+
+@functools.cache
+def _session() -> botocore.session.Session:
+    """Return one session for all clients: it reads the descriptions of services, which takes a second."""
+    return botocore.session.get_session()
 
 
 class ObjectStore(Protocol):
@@ -74,7 +81,7 @@ class _Endpoint:
 
     def client(self, service: str) -> Any:
         """Return a client of botocore, which changes no key; the caller closes it."""
-        return botocore.session.get_session().create_client(
+        return _session().create_client(
             service,
             endpoint_url=self.endpoint_url,
             region_name=self.region,
