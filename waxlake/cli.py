@@ -101,6 +101,18 @@ def run(
     continuous: Annotated[bool, typer.Option("--continuous", help="Go on until SIGTERM or Ctrl-C.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Worker threads in each process.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    refresh: Annotated[list[str] | None, typer.Option("--refresh", help="Only these tables: a,b. Repeatable.")] = None,
+    full_refresh: Annotated[
+        list[str] | None, typer.Option("--full-refresh", help="Fill these tables anew: a,b. Repeatable.")
+    ] = None,
+    full_refresh_all: Annotated[bool, typer.Option("--full-refresh-all", help="Fill every table anew.")] = False,
+    reset_checkpoint: Annotated[
+        list[str] | None,
+        typer.Option("--reset-checkpoint", help="Let these tables forget their positions; rows stay: a,b. Repeatable."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Fill anew even where a source no longer holds what a table holds.")
+    ] = False,
     param: ParamOption = None,
     spec: SpecOption = None,
     metrics_port: Annotated[
@@ -111,12 +123,20 @@ def run(
     """Run an update: read what is new into every table, then stop."""
     loaded = _load_spec(spec, param)
     from waxlake.pipeline.run import RunOptions, run_update
+    from waxlake.pipeline.selection import Selection
 
     options = RunOptions(
         mode="continuous" if continuous else None,
         workers=workers,
         processes=processes,
         progress="json" if json else "lines",
+        selection=Selection(
+            refresh=_names(refresh),
+            full_refresh=_names(full_refresh),
+            reset_checkpoint=_names(reset_checkpoint),
+            is_full=full_refresh_all,
+            is_forced=force,
+        ),
     )
     if processes > 1:  # each process reports for itself
         if metrics_port is not None:
@@ -137,6 +157,11 @@ def run(
     finally:
         for listener in listeners:
             listener.close()
+
+
+def _names(values: Iterable[str] | None) -> tuple[str, ...]:
+    """Return the names of comma lists, each once."""
+    return tuple(dict.fromkeys(name.strip() for value in values or () for name in value.split(",") if name.strip()))
 
 
 def _progress(*, is_json: bool) -> Listener:

@@ -1,8 +1,8 @@
 """Read a Delta table as a stream of appended rows, by table version.
 
 A position is ``RowPosition(version, row)``: the row within the rows that the version added, in the order of the log. When
-the log no longer reaches back to version 0, a new flow first reads the table as it is: positions of that first read carry
-a flag in ``row``, so that a restart in the middle of it knows what it was reading.
+the log no longer reaches back to version 0, or the table was filled anew since, a new flow first reads the table as it is:
+positions of that first read carry a flag in ``row``, so that a restart in the middle of it knows what it was reading.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from waxlake.stream.batch import Backlog, MicroBatch
-from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
+from waxlake.stream.delta_table import REBUILT_APP_ID, TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import SourceMoved
 from waxlake.stream.position import RowPosition
 from waxlake.stream.schema import no_rows
@@ -70,7 +70,8 @@ class DeltaConnector:
         """Return the versions that can be read now."""
         handle = self.location.open()
         latest = handle.version()
-        reaches_back = self.location.read_log(0) is not None
+        was_rebuilt = handle.transaction_version(REBUILT_APP_ID) is not None
+        reaches_back = not was_rebuilt and self.location.read_log(0) is not None
         begin = RowPosition(0) if reaches_back else RowPosition(latest, _SNAPSHOT_FLAG)
         return SourceState(
             identity=f"delta:{handle.metadata().id}",

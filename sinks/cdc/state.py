@@ -30,7 +30,7 @@ from waxlake.stream.errors import TerminalError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import no_rows
 
-__all__ = ["DEFAULT_RETENTION", "STATE_APP_ID", "EventState"]
+__all__ = ["DEFAULT_RETENTION", "STATE_APP_ID", "EventState", "adopt_events"]
 
 STATE_APP_ID: Final = "waxlake/cdc/state"
 DEFAULT_RETENTION: Final = timedelta(days=2)
@@ -228,3 +228,16 @@ def _fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         for item in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def adopt_events(table: TableLocation, shadow: TableLocation) -> None:
+    """Put the events of a table that takes the place of another beside that one; nothing names them yet. Idempotent."""
+    from_, to = shadow.filesystem(), table.filesystem()
+    with delta_errors(f"read the events beside table '{shadow.label}'"):
+        found = from_.get_file_info(pa_fs.FileSelector(_FOLDER, allow_not_found=True))
+        if found:
+            to.create_dir(_FOLDER, recursive=True)
+        for info in found:
+            path = f"{_FOLDER}/{info.base_name}"
+            with from_.open_input_stream(path) as source, to.open_output_stream(path) as target:
+                target.write(source.read())

@@ -34,7 +34,7 @@ from deltalake.transaction import AddAction
 
 from sinks.delta.files import StoredFile, stored_paths
 from sinks.delta.parquet import decode_add, encode_add
-from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
+from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import CommitConflict, FilesMoved, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import compare_schemas
@@ -153,7 +153,7 @@ class Committer:
     def stored(self, app_id: str) -> int | None:
         """Return the stored position of one source partition; None if the table has never seen it."""
         if app_id not in self._stored:
-            self._stored[app_id] = self.handle.transaction_version(app_id)
+            self._stored[app_id] = stored_position(self.handle, app_id)
         return self._stored[app_id]
 
     def commit(
@@ -330,7 +330,7 @@ class Committer:
             return True
         self._require_fence()
         for app, move in moves.items():
-            self._require_position(app, move, self.handle.transaction_version(app))
+            self._require_position(app, move, stored_position(self.handle, app))
         return False
 
     def _require_fence(self) -> None:

@@ -21,7 +21,7 @@ from sinks.delta.tally import CommitTally
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.clock import Clock
-from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
+from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import PositionMoved, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import app_id
@@ -120,7 +120,7 @@ class DeltaSink(FixedPartitionedSink[MicroBatch, None]):
         """Return the position that the table holds for a source partition; None if it has none or does not exist."""
         if not self.target.location.exists():
             return None
-        return self.target.location.open().transaction_version(app_id(self.flow, source, partition))
+        return stored_position(self.target.location.open(), app_id(self.flow, source, partition))
 
 
 class RowStore(Protocol):

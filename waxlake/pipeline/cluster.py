@@ -185,6 +185,7 @@ def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
         "WAXLAKE_MODE": mode,
         "WAXLAKE_PROGRESS": options.progress,
         "WAXLAKE_PARAMS": json.dumps(dict(spec.configuration)),
+        "WAXLAKE_REFRESH": ",".join(options.selection.names),
     }
     per_process = ["-w", str(options.workers), "-a", addresses, "-s", "1"]
     children = [

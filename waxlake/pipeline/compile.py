@@ -14,7 +14,6 @@ from bytewax.dataflow import Dataflow
 from bytewax.dataflow import Stream as DataflowStream
 from bytewax.testing import TestingSource
 
-from sinks.cdc import MergeSink
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
@@ -91,7 +90,7 @@ def _read_control(checked: CheckedGraph, group: SourceGroup, plan: RunPlan, stat
         gate=lambda: state.gate(group),
         on_error=lambda error: state.fail_group(group, error),
         on_retry=lambda error, wait_s: state.retrying(group, error, wait_s),
-        durable=durable_positions(checked, group, plan.sources[group.key]),
+        durable=dict if checked.is_shadow else durable_positions(checked, group, plan.sources[group.key]),
         give_up_after_s=checked.graph.spec.give_up_after if plan.is_bounded else None,
         fan_out=len(group.flows),
     )
@@ -102,9 +101,7 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
     assert dataset.location is not None
     interval_s = checked.graph.spec.trigger_interval
     default_s = 10.0 if plan.is_bounded else 1.0
-    merge = checked.merges.get(target)
-    sink: type[DeltaSink] = DeltaSink if merge is None else MergeSink
-    return sink(
+    return DeltaSink(
         target=DeltaTarget(
             location=dataset.location,
             partition_by=dataset.definition.partition_by,
@@ -121,7 +118,6 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
             on_error=lambda error: state.fail(target, error),
             identities=plan.identities,
         ),
-        **({} if merge is None else merge.sink_options()),
     )
 
 

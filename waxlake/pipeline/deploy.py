@@ -1,9 +1,9 @@
 """The pipeline as a plain Bytewax deployment: ``python -m bytewax.run flows.main``, with ``-w`` or ``-i``/``-a``.
 
 ``flow`` is a factory; importing this module does nothing. ``WAXLAKE_SPEC`` names the spec, ``WAXLAKE_MODE`` overrides its
-mode, ``WAXLAKE_PARAMS`` (JSON) its configuration; ``WAXLAKE_PROGRESS`` (``lines`` or ``json``) reports on stdout, and
-``WAXLAKE_METRICS_PORT`` serves Prometheus metrics. Bytewax itself runs the dataflow, so an error ends the process with a
-traceback and a non-zero exit code.
+mode, ``WAXLAKE_PARAMS`` (JSON) its configuration, ``WAXLAKE_REFRESH`` (names, comma between) its choice of tables;
+``WAXLAKE_PROGRESS`` (``lines`` or ``json``) reports on stdout, and ``WAXLAKE_METRICS_PORT`` serves Prometheus metrics.
+Bytewax itself runs the dataflow, so an error ends the process with a traceback and a non-zero exit code.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def flow() -> Dataflow:
     from waxlake.pipeline.cluster import cluster_from_arguments
     from waxlake.pipeline.events import EventLog
     from waxlake.pipeline.run import prepare_run
+    from waxlake.pipeline.selection import Selection
     from waxlake.pipeline.spec import load_spec
 
     cluster = cluster_from_arguments(sys.argv[1:], os.environ)
@@ -52,6 +53,7 @@ def flow() -> Dataflow:
         cluster=cluster,
         stopping=stopping,
         isolates=False,
+        refresh=Selection(refresh=tuple(filter(None, os.environ.get("WAXLAKE_REFRESH", "").split(",")))),
     )
     if cluster.process_id == 0:
         atexit.register(run.report_end)

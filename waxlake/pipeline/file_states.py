@@ -20,7 +20,7 @@ from waxlake.pipeline.definitions import FilesRead
 from waxlake.pipeline.graph import Graph
 from waxlake.pipeline.plan import DurablePositions, SourceGroup
 from waxlake.stream.clock import Clock
-from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.delta_table import TableLocation, delta_errors, stored_position
 from waxlake.stream.errors import UsageError, WaxlakeError
 from waxlake.stream.file_counts import FILES_FACT, decode_counts
 from waxlake.stream.position import app_id
@@ -240,7 +240,7 @@ def _states(feed: _Feed) -> pa.Table:
     noted, position, table_id = journal.rows(), None, ""
     if handle is not None:
         table_id = str(handle.metadata().id)
-        position = handle.transaction_version(app_id(feed.flow, identity, _PARTITION))
+        position = stored_position(handle, app_id(feed.flow, identity, _PARTITION))
         noted = pa.concat_tables([noted, feed.unfolded(journal, identity)[0]])
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")

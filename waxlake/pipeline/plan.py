@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from deltalake import DeltaTable
 
 from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.check import CheckedFlow, CheckedGraph, quarantine_schema
 from waxlake.pipeline.definitions import TableRead, located
-from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
-from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
+from waxlake.pipeline.graph import Dataset
+from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
 from waxlake.stream.position import (
     MAX_POSITION,
@@ -82,6 +82,7 @@ class RunPlan:
         marks: Flow name to app id to (where it begins without a position, the mark).
         skipped: Losses that are skipped on request, for the event log.
         failures: Group key to why its source cannot be read.
+        beginning: Keys of groups with a flow that has no position in some partition yet: where it begins is to be stored.
     """
 
     update_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -93,6 +94,7 @@ class RunPlan:
     marks: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     failures: dict[str, ExternalError] = field(default_factory=dict)
+    beginning: set[str] = field(default_factory=set)
 
 
 def source_groups(checked: CheckedGraph) -> list[SourceGroup]:
@@ -102,7 +104,7 @@ def source_groups(checked: CheckedGraph) -> list[SourceGroup]:
         UserError: Reads of one shared source contradict each other. Not retryable.
     """
     grouped: list[list[CheckedFlow]] = []
-    for part in checked.flows:
+    for part in checked.selected_flows:
         for group in grouped:
             if _shares_read(group[0], part):
                 group.append(part)
@@ -176,7 +178,9 @@ def _prepared(
 ) -> DeltaTable:
     from deltalake import Schema
 
-    schema = checked.schemas[dataset.name + QUARANTINE_SUFFIX if is_quarantine else dataset.name]
+    schema = checked.schemas[dataset.name]
+    if is_quarantine:
+        schema = quarantine_schema(schema)
     if not location.exists():
         definition = dataset.definition
         return location.create(
@@ -260,6 +264,12 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
     on_data_loss = group.connector.on_data_loss
     takes = [part.takes for part in group.flows]
     source = plan_partitions(state, stored, takes=takes, on_data_loss=on_data_loss, is_bounded=plan.is_bounded)
+    if any(
+        p not in known
+        for part, known in zip(group.flows, stored, strict=True)
+        for p in filter(part.takes, source.partitions)
+    ):
+        plan.beginning.add(group.key)
     for part in group.flows:
         if not _reads_dataset(checked, part) and not group.is_view:
             plan.marks.setdefault(part.flow.name, {}).update(
@@ -300,8 +310,7 @@ def _leave_out_finished(checked: CheckedGraph, groups: Sequence[SourceGroup], pl
         source = plan.sources.get(group.key)
         if source is None or any(what.skipped for what in source.partitions.values()):
             continue
-        has_positions = all(what.start > 0 or what.mark == 0 for what in source.partitions.values())
-        if has_positions and all(completion.is_complete(part.flow.target) for part in group.flows):
+        if group.key not in plan.beginning and all(completion.is_complete(part.flow.target) for part in group.flows):
             plan.idle[group.key] = plan.sources.pop(group.key)
 
 
@@ -335,7 +344,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
         )
     positions = {}
     for partition in filter(part.takes, state.partitions):
-        stored = handle.transaction_version(app_id(part.flow.name, state.identity, partition))
+        stored = stored_position(handle, app_id(part.flow.name, state.identity, partition))
         if stored is not None:
             positions[partition] = stored
     return positions
@@ -393,7 +402,7 @@ class DurablePositions:
             location = self._checked.graph.datasets[target].location
             assert location is not None
             self._handles[target] = location.open()
-        return self._handles[target].transaction_version(app_id(part.flow.name, self._source.identity, partition))
+        return stored_position(self._handles[target], app_id(part.flow.name, self._source.identity, partition))
 
 
 class Completion:
@@ -414,6 +423,8 @@ class Completion:
         dataset = self._checked.graph.datasets[name]
         if dataset.kind == "quarantine":
             return self.is_complete(dataset.definition.name)
+        if dataset.location is not None and not self._checked.is_selected(name):
+            return True  # as it is, it is what this update reads
         if dataset.location is None:
             return all(self.is_complete(upstream) for upstream in self._checked.graph.upstream(name))
         return self._is_complete_at(dataset, self._latest(dataset))
@@ -443,13 +454,13 @@ class Completion:
             return self._is_view_fresh(part, handle)
         if not _reads_dataset(self._checked, part):
             return all(
-                _reached(handle.transaction_version(app), begin, mark)
+                _reached(stored_position(handle, app), begin, mark)
                 for app, (begin, mark) in self._plan.marks.get(part.flow.name, {}).items()
             )
         assert isinstance(part.read, TableRead)
         upstream = self._checked.graph.datasets[part.read.name]
         source = f"delta:{self._latest(upstream).metadata().id}"
-        stored = handle.transaction_version(app_id(part.flow.name, source, "log"))
+        stored = stored_position(handle, app_id(part.flow.name, source, "log"))
         if stored is None:
             return False
         position = RowPosition.unpack(stored)
@@ -459,6 +470,8 @@ class Completion:
         latest = self._latest(dataset)
         if dataset.kind == "quarantine":
             return version >= latest.version() and self.is_complete(dataset.definition.name)
+        if not self._checked.is_selected(dataset.name):
+            return version >= latest.version()
         if version >= latest.version():
             return self._is_complete_at(dataset, latest)
         if (dataset.name, version) in self._complete_versions:
@@ -471,7 +484,7 @@ class Completion:
             return False
         state = part.connector.inspect()
         return all(
-            (handle.transaction_version(app_id(part.flow.name, state.identity, p)) or -1) >= held.high
+            (stored_position(handle, app_id(part.flow.name, state.identity, p)) or -1) >= held.high
             for p, held in state.partitions.items()
         )
 

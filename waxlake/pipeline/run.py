@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from waxlake.pipeline.cluster import Cluster, run_processes
 from waxlake.pipeline.compile import build_dataflow
 from waxlake.pipeline.events import Event, EventLog, backfill_from_commits, make_event, progress_events
 from waxlake.pipeline.file_states import durable_positions
+from waxlake.pipeline.full_refresh import finish_full_refreshes, forget_positions, refresh_in_full
 from waxlake.pipeline.plan import (
     Completion,
     RunPlan,
@@ -33,6 +34,7 @@ from waxlake.pipeline.plan import (
 )
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.selection import RESET_ALLOWED, Selection
 from waxlake.pipeline.spec import Spec
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.tables import LatestTables
@@ -54,12 +56,14 @@ class RunOptions:
         workers: Worker threads in each process.
         processes: Processes on this machine.
         progress: How each of several processes reports on stdout: ``lines`` or ``json``.
+        selection: Which tables, and what is done to them besides.
     """
 
     mode: str | None = None
     workers: int = 1
     processes: int = 1
     progress: str = "lines"
+    selection: Selection = field(default_factory=Selection)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -200,6 +204,8 @@ class PreparedRun:
 
     def confirm(self) -> None:
         """Tell each source what every table holds, after Bytewax returned; a source that is away is told next time."""
+        if self.checked.is_shadow:
+            return
         for group in self.groups:
             source = self.plan.sources.get(group.key) or self.plan.idle.get(group.key)
             connector = group.connector
@@ -226,7 +232,7 @@ class PreparedRun:
         )
 
     def _require_completion(self) -> None:
-        targets = {part.flow.target for part in self.checked.flows}
+        targets = {part.flow.target for part in self.checked.selected_flows}
         behind = [name for name in sorted(targets) if not self.completion.is_complete(name)]
         if behind and not self.is_idle:
             error = InternalError(
@@ -248,6 +254,8 @@ def prepare_run(
     stopping: threading.Event | None = None,
     isolates: bool = True,
     claims: bool = False,
+    checked: CheckedGraph | None = None,
+    refresh: Selection | None = None,
 ) -> PreparedRun:
     """Load, check and plan an update, and compile it.
 
@@ -260,6 +268,8 @@ def prepare_run(
         stopping: Set from outside when the run is to end: what was read is committed, nothing more is read.
         isolates: Let independent flows go on when one fails; needs a single process.
         claims: Take the fence of every table before positions are read: another run is known to write them.
+        checked: The pipeline, if it was checked already; else it is loaded from its files.
+        refresh: Which of its tables to bring up to date; None for all.
 
     Raises:
         WaxlakeError: A definition is wrong, a source or table cannot be used.
@@ -268,10 +278,13 @@ def prepare_run(
     mode = mode or spec.mode
     if mode not in ("triggered", "continuous"):
         raise UsageError("unknown mode", code="OPTION_INVALID", found=mode, expected="triggered or continuous")
-    checked = check_graph(load_graph(spec))
+    if checked is None:
+        checked = check_graph(load_graph(spec))
+        checked.selected = refresh.tables(checked.graph) if refresh is not None else None
     groups = source_groups(checked)
 
     def plan_here() -> RunPlan:
+        finish_full_refreshes(checked.graph)
         run_number = new_run_number()
         prepare_tables(checked)
         if claims:
@@ -311,7 +324,10 @@ def prepare_run(
 
 def _report_start(report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str) -> None:
     spec = checked.graph.spec
-    report("create_update", f"update {plan.update_id} starts ({mode})", details={"create_update": {"mode": mode}})
+    asked: dict[str, Any] = {"mode": mode}
+    if checked.selected is not None:
+        asked["full_refresh_selection" if checked.is_shadow else "refresh_selection"] = sorted(checked.selected)
+    report("create_update", f"update {plan.update_id} starts ({mode})", details={"create_update": asked})
     for name in checked.graph.order:
         dataset = checked.graph.datasets[name]
         if dataset.kind == "quarantine":
@@ -352,37 +368,85 @@ def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -
     Raises:
         WaxlakeError: What stopped it. What was committed before stays; a later run goes on from there.
     """
-    if options.processes > 1:
-        return run_processes(spec, options)
-    log = EventLog(spec.events_location())
+    selection = options.selection
     stopping = threading.Event()
-    try:
-        with draining_on_signals(stopping.set):
-            attempt = 0
-            while True:
-                run = prepare_run(
-                    spec,
-                    [log, *listeners],
-                    mode=options.mode,
-                    workers=options.workers,
-                    stopping=stopping,
-                    claims=attempt > 0,
-                )
-                _run_once(run, options.workers)
-                if not run.has_changed_source:
-                    attempt += 1
-                if not run.has_changed_source and (attempt == _PLANS or not run.was_overtaken):
-                    break
-                run.confirm()
-                reason = (
-                    "a source has new columns" if run.has_changed_source else "an older run moved the tables meanwhile"
-                )
-                run.report(
-                    "update_progress",
-                    f"{reason}; planning again",
+    with draining_on_signals(stopping.set):
+        if not selection.is_everything or selection.is_full:
+            _prepare_selection(spec, options, listeners, stopping)
+        if options.processes == 1 or stopping.is_set():
+            return _update(spec, options, listeners, stopping)
+    return run_processes(spec, options)
+
+
+def _prepare_selection(
+    spec: Spec, options: RunOptions, listeners: Sequence[Listener], stopping: threading.Event
+) -> None:
+    """Do what was asked for besides bringing tables up to date: fill some anew, let some forget their positions."""
+    selection = options.selection
+    graph = load_graph(spec)
+    selection.tables(graph)
+    anew, kept = selection.anew(graph)
+    finish_full_refreshes(graph)
+    tables = [name for name in anew if graph.datasets[name].kind == "table"]
+    bounded = replace(options, mode="triggered", processes=1, selection=Selection())
+
+    def fill(check: Callable[[], CheckedGraph]) -> str | None:
+        result = _update(spec, bounded, listeners, stopping, check)
+        return None if stopping.is_set() else result.update_id
+
+    if tables:
+        refresh_in_full(graph, tables, fill, is_forced=selection.is_forced)
+    forgetting = [*(name for name in anew if name not in tables), *selection.reset_checkpoint]
+    forget_positions(check_graph(graph), forgetting, new_run_number())
+    for name in kept:
+        for listener in listeners:
+            listener.on_event(
+                make_event(
+                    "user_action",
+                    f"table {name} is not refreshed in full: it is protected by {RESET_ALLOWED}",
+                    pipeline=spec.name,
+                    update_id="",
                     level="WARN",
-                    details={"update_progress": {"state": "RESETTING"}},
+                    dataset=name,
                 )
+            )
+
+
+def _update(
+    spec: Spec,
+    options: RunOptions,
+    listeners: Sequence[Listener],
+    stopping: threading.Event,
+    check: Callable[[], CheckedGraph] | None = None,
+) -> UpdateResult:
+    """Run one update in this process; ``check`` returns the pipeline if it is not the one of the spec's files."""
+    log = EventLog(spec.events_location())
+    try:
+        attempt = 0
+        while True:
+            run = prepare_run(
+                spec,
+                [log, *listeners],
+                mode=options.mode,
+                workers=options.workers,
+                stopping=stopping,
+                claims=attempt > 0,
+                checked=check() if check is not None else None,
+                refresh=options.selection,
+            )
+            _run_once(run, options.workers)
+            if not run.has_changed_source:
+                attempt += 1
+            if not run.has_changed_source and (attempt == _PLANS or not run.was_overtaken):
+                break
+            run.confirm()
+            reason = "a source has new columns" if run.has_changed_source else "an older run moved the tables meanwhile"
+            run.report(
+                "update_progress",
+                f"{reason}; planning again",
+                level="WARN",
+                details={"update_progress": {"state": "RESETTING"}},
+            )
         return run.finish()
     finally:
         log.close()

@@ -148,6 +148,10 @@ class Spec(Settings):
         plain = key if _NAME.fullmatch(key) else hashlib.sha256(key.encode()).hexdigest()[:32]
         return self._location(f"ledgers/{plain}", f"ledger {key}")
 
+    def refresh_location(self) -> TableLocation:
+        """Return the folder of full refreshes that were decided and are not ended yet."""
+        return self._location("refresh", "refresh")
+
     def _location(self, place: str, name: str) -> TableLocation:
         return TableLocation(f"{self.storage_uri}/{place}", self.storage_options, name)
 

@@ -22,7 +22,22 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from waxlake.stream.errors import ExternalError, TerminalError, TransientError, shorten
 from waxlake.stream.settings import StorageOptions
 
-__all__ = ["TableLocation", "arrow_schema", "delta_errors", "is_remote", "unusable_sign"]
+__all__ = [
+    "FORGOTTEN",
+    "REBUILT_APP_ID",
+    "TableLocation",
+    "arrow_schema",
+    "delta_errors",
+    "is_remote",
+    "stored_position",
+    "unusable_sign",
+]
+
+FORGOTTEN = -1
+"""Position of a source whose positions were reset: a log can't take a ``txn`` back, so this stands for none."""
+
+REBUILT_APP_ID = "waxlake/rebuilt"
+"""Version at which a table's whole content was last replaced: who begins to stream from it begins with it as it is."""
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -44,6 +59,12 @@ def unusable_sign(uri: str) -> str | None:
     """Return the first sign of a local path that delta-rs takes for something else, or None."""
     found = None if is_remote(uri) else _UNUSABLE.search(uri)
     return found[0] if found else None
+
+
+def stored_position(handle: DeltaTable, app_id: str) -> int | None:
+    """Return the position that a snapshot holds for an app id; None if it has none, or it was reset."""
+    version = handle.transaction_version(app_id)
+    return None if version is None or version < 0 else version
 
 
 @contextmanager

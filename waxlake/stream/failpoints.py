@@ -11,7 +11,14 @@ import signal
 import threading
 from typing import Final
 
-__all__ = ["FAILPOINTS", "FILES_FAILPOINTS", "MERGE_FAILPOINTS", "failpoint"]
+__all__ = [
+    "DATABASE_FAILPOINTS",
+    "FAILPOINTS",
+    "FILES_FAILPOINTS",
+    "MERGE_FAILPOINTS",
+    "REFRESH_FAILPOINTS",
+    "failpoint",
+]
 
 FAILPOINTS: Final = (
     "files-written",  # data files are in the table's folder, no commit names them yet
@@ -19,14 +26,9 @@ FAILPOINTS: Final = (
     "between-tables",  # one table of a shared source has committed, the next has not
     "ledger-write",  # new files were found, the ledger commit is about to happen
     "ledger-written",  # the ledger holds the new files, no row of them was emitted
-    "load-planned",  # ends of chunks of a database's first load were found, the ledger does not hold them
-    "poll-recorded",  # a poll of a database is in its ledger, nothing of it was read
-    "window-recorded",  # a window of a poll is in its ledger, no row of it was emitted
     "quarantine-written",  # quarantine files are written, the primary commit is not
     "quarantine-pending",  # the primary commit is durable, the quarantine commit is not
     "quarantine-committed",  # both are durable
-    "chunk-recorded",  # the end of a chunk of a first load is recorded, no row of it was emitted
-    "chunk-read",  # a chunk is about to be emitted
 )
 
 FILES_FAILPOINTS: Final = (
@@ -40,6 +42,21 @@ FILES_FAILPOINTS: Final = (
 MERGE_FAILPOINTS: Final = (
     "merge-begun",  # changes are to be merged, nothing is written
     "state-written",  # the state beside a target is written, no commit names it yet
+)
+
+DATABASE_FAILPOINTS: Final = (
+    "load-planned",  # ends of chunks of a database's first load were found, the ledger does not hold them
+    "poll-recorded",  # a poll of a database is in its ledger, nothing of it was read
+    "window-recorded",  # a window of a poll is in its ledger, no row of it was emitted
+    "chunk-recorded",  # the end of a chunk of a first load is recorded, no row of it was emitted
+    "chunk-read",  # a chunk is about to be emitted
+)
+
+REFRESH_FAILPOINTS: Final = (
+    "refresh-filled",  # the new tables of a full refresh are whole, it is not decided
+    "refresh-decided",  # it is decided, no table is replaced
+    "before-swap",  # a table is about to be replaced
+    "swapped",  # a table is replaced, others may not be
 )
 
 _name, _, _count = os.environ.get("WAXLAKE_FAILPOINT", "").partition(":")
