@@ -84,6 +84,7 @@ _json = st.recursive(
 )
 
 
+@settings(max_examples=40)  # each may start an engine
 @given(
     st.lists(st.dictionaries(st.sampled_from(["id", "x"]), _json, max_size=2), max_size=8), st.booleans(), _skip, _block
 )
