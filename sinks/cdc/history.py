@@ -168,7 +168,10 @@ class _HistorySql:
         """
 
     def events(self) -> str:
-        """The changes that the versions do not show: what a late change will need."""
+        """The changes that the versions do not show: what a late change will need.
+
+        One that is in the state already is written anew: a change of the same sequence may have made it another one.
+        """
         values = _list(columns_sql(self._values, "m."))
         return f"""
             WITH crowded AS (
@@ -178,6 +181,8 @@ class _HistorySql:
                    CASE WHEN len(m.unset) > 0 THEN m.unset END AS {UNSET}
             FROM marked m JOIN keys n ON n.{KEY} = m.{KEY} LEFT JOIN crowded c ON c.{KEY} = m.{KEY} AND c.version = m.version
             WHERE (m.{KIND} = {DELETED} AND NOT m.ends_version AND m.origin <> {_TRUNCATE}) OR c.{KEY} IS NOT NULL
+               OR (m.{KIND} = {UPSERTED} AND EXISTS (
+                   SELECT 1 FROM state t WHERE t.{KEY} = m.{KEY} AND t.{SEQUENCE} = m.{SEQUENCE} AND t.{KIND} = {UPSERTED}))
         """
 
     def _collapsed(self) -> str:

@@ -90,6 +90,7 @@ class ChangeRules:
         apply_as_deletes: SQL condition of changes that delete their key.
         apply_as_truncates: SQL condition of changes that delete every key.
         ignore_null_updates: NULL leaves a column as it is: for all columns (True), none (False), or those named.
+        ignore_null_updates_except: Columns of which that does not hold, with True.
         column_list: Columns of the target; None for all.
         except_column_list: Columns that the target does not get.
         scd_type: 1 keeps the current rows, 2 their history.
@@ -102,6 +103,7 @@ class ChangeRules:
     apply_as_deletes: str | None = None
     apply_as_truncates: str | None = None
     ignore_null_updates: bool | tuple[str, ...] = False
+    ignore_null_updates_except: tuple[str, ...] = ()
     column_list: tuple[str, ...] | None = None
     except_column_list: tuple[str, ...] | None = None
     scd_type: int = 1
@@ -113,6 +115,28 @@ class ChangeRules:
         """Every SQL text and column name of the rules, to find the columns that they use."""
         texts = [*self.keys, self.sequence_by, self.apply_as_deletes or "", self.apply_as_truncates or ""]
         return (*texts, *(self.column_list or ()))
+
+    def key_condition(self) -> str:
+        """Return the SQL condition of a change whose key is whole."""
+        whole = " AND ".join(f"{quoted(key)} IS NOT NULL" for key in self.keys)
+        return (
+            f"({whole}) OR coalesce(({self.apply_as_truncates})::BOOLEAN, false)" if self.apply_as_truncates else whole
+        )
+
+    def sequence_condition(self) -> str:
+        """Return the SQL condition of a change that has a sequence."""
+        found = _STRUCT.match(self.sequence_by)
+        parts = _struct_parts(found[1]) if found else None
+        return (
+            " AND ".join(f"{quoted(part)} IS NOT NULL" for part in parts)
+            if parts
+            else f"({self.sequence_by}) IS NOT NULL"
+        )
+
+    def removal_condition(self) -> str:
+        """Return the SQL condition of a change that carries no row to be judged; empty if there is none."""
+        parts = [c for c in (self.apply_as_deletes, self.apply_as_truncates) if c]
+        return " OR ".join(f"coalesce(({part})::BOOLEAN, false)" for part in parts)
 
     def bind(self, schema: pa.Schema, *, hidden: Sequence[str] = ()) -> BoundRules:
         """Check the rules against the columns of the change rows.
@@ -168,6 +192,7 @@ class ChangeRules:
             "track_history_column_list": self.track_history_column_list or (),
             "track_history_except_column_list": self.track_history_except_column_list or (),
             "ignore_null_updates_column_list": ignoring,
+            "ignore_null_updates_except_column_list": self.ignore_null_updates_except,
         }
         for argument, names in lists.items():
             for name in names:
@@ -223,10 +248,16 @@ class ChangeRules:
 def sequence_sql(text: str) -> str:
     """Return DuckDB's form of a sequence: ``struct(a, b)`` becomes a struct with these names."""
     found = _STRUCT.match(text)
-    if not found or not all(re.fullmatch(r"\s*\w+\s*", part) for part in found[1].split(",")):
+    parts = _struct_parts(found[1]) if found else None
+    if parts is None:
         return f"({text})"
-    parts = [part.strip() for part in found[1].split(",")]
     return "{" + ", ".join(f"{text_sql(part)}: {quoted(part)}" for part in parts) + "}"
+
+
+def _struct_parts(text: str) -> list[str] | None:
+    """Return the column names that ``struct(…)`` lists; None if there is more in it than names."""
+    parts = [part.strip().strip('"`') for part in text.split(",")]
+    return parts if all(re.fullmatch(r"\w+", part) for part in parts) else None
 
 
 def _probe(schema: pa.Schema, expression: str, argument: str) -> pa.DataType:
@@ -361,24 +392,6 @@ class BoundRules:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_query", self._text())
 
-    def key_rule(self) -> str:
-        """Return the SQL condition of a change whose key is whole."""
-        whole = " AND ".join(f"{quoted(key)} IS NOT NULL" for key in self.rules.keys)
-        truncates = self.rules.apply_as_truncates
-        return f"({whole})" + (f" OR coalesce(({truncates})::BOOLEAN, false)" if truncates else "")
-
-    def sequence_rule(self) -> str:
-        """Return the SQL condition of a change that has a sequence."""
-        text = sequence_sql(self.rules.sequence_by)
-        if not pa.types.is_struct(self.shape.sequence):
-            return f"{text} IS NOT NULL"
-        return " AND ".join(f"({text}).{quoted(child.name)} IS NOT NULL" for child in self.shape.sequence)
-
-    def removal_condition(self) -> str:
-        """Return the SQL condition of a change that carries no row to be judged; empty if there is none."""
-        parts = [c for c in (self.rules.apply_as_deletes, self.rules.apply_as_truncates) if c]
-        return " OR ".join(f"coalesce(({part})::BOOLEAN, false)" for part in parts)
-
     def prepare(self, session: duckdb.DuckDBPyConnection, changes: pa.Table, flow: int = 0) -> pa.Table:
         """Return change rows as the merge takes them.
 
@@ -447,7 +460,8 @@ class BoundRules:
                 f"list_filter(coalesce({UNCHANGED_COLUMNS}, []), lambda x: x IN ({known}))" if values else "[]"
             )
         ignoring = self.rules.ignore_null_updates
-        names = values if ignoring is True else [n for n in values if ignoring and n in ignoring]
+        named: Sequence[str] = values if isinstance(ignoring, bool) and ignoring else ignoring or ()
+        names = [n for n in values if n in named and n not in self.rules.ignore_null_updates_except]
         if names:
             cases = ", ".join(f"CASE WHEN {quoted(n)} IS NULL THEN {text_sql(n)} END" for n in names)
             parts.append(f"list_filter([{cases}], lambda x: x IS NOT NULL)")

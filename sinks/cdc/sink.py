@@ -81,7 +81,7 @@ class _MergeWriter(TableWriter):
     def __init__(self, sink: MergeSink) -> None:
         super().__init__(sink)
         self._merge_sink = sink
-        self._bound: dict[str, BoundRules] = {}
+        self._bound: dict[str, list[BoundRules]] = {}
         self._shape = sink.shape
         self._flows: list[str] = []
         self._merger: Merger | None = None
@@ -110,11 +110,11 @@ class _MergeWriter(TableWriter):
     def _bind(self, flow: str, schema: pa.Schema) -> BoundRules:
         """Return the rules of a flow for the columns that its batches have now."""
         schema = delta_schema(schema)
-        bound = self._bound.get(flow)
-        if bound is None or not bound.source.equals(schema):
-            bound = self._bound[flow] = self._merge_sink.rules_of(flow).bind(schema, hidden=self._merge_sink.hidden)
+        bound = next((b for b in self._bound.setdefault(flow, []) if b.source.equals(schema)), None)
+        if bound is None:
+            bound = self._merge_sink.rules_of(flow).bind(schema, hidden=self._merge_sink.hidden)
+            self._bound[flow].append(bound)
             self._shape = bound.shape if self._shape is None else self._shape.joined(bound.shape)
-            self._close_merger()
             if flow not in self._flows:
                 self._flows.append(flow)
         return bound

@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from waxlake.pipeline.auto_cdc import MergePlan, flow_expectations, merge_plan, target_schema
 from waxlake.pipeline.definitions import (
     DatabaseRead,
     FilesRead,
@@ -38,6 +39,7 @@ from waxlake.pipeline.sql import (
 from waxlake.pipeline.stream import Branch
 from waxlake.pipeline.tables import EmptyTables
 from waxlake.pipeline.transform import Outcome, Transform, mentioned
+from waxlake.stream.changes import UNCHANGED_COLUMNS
 from waxlake.stream.delta_table import TableLocation, arrow_schema
 from waxlake.stream.errors import DefinitionError
 from waxlake.stream.schema import compare_schemas, delta_schema, no_rows
@@ -162,6 +164,7 @@ class CheckedGraph:
         schemas: Dataset name to its columns.
         flows: Streaming flows, one entry a read.
         queries: View name to its query.
+        merges: Name of a table that changes are merged into, to how.
         selected: Datasets that the update brings up to date; None for all.
         is_shadow: Its selected tables are filled beside the real ones: no source may forget what the real ones lack.
     """
@@ -170,6 +173,7 @@ class CheckedGraph:
     schemas: dict[str, pa.Schema] = field(default_factory=dict)
     flows: list[CheckedFlow] = field(default_factory=list)
     queries: dict[str, BatchQuery] = field(default_factory=dict)
+    merges: dict[str, MergePlan] = field(default_factory=dict)
     selected: frozenset[str] | None = None
     is_shadow: bool = False
 
@@ -237,7 +241,9 @@ def check_graph(graph: Graph) -> CheckedGraph:
     for name in graph.order:
         dataset = graph.datasets[name]
         if dataset.kind == "quarantine":
-            checked.schemas[name] = quarantine_schema(checked.schemas[dataset.definition.name])
+            of = dataset.definition.name
+            rows = checked.merges[of].changes if of in checked.merges else checked.schemas[of]
+            checked.schemas[name] = quarantine_schema(rows)
         elif dataset.kind == "table":
             _check_table(checked, dataset)
         elif _is_streaming_view(dataset):
@@ -254,6 +260,12 @@ def _is_streaming_view(dataset: Dataset) -> bool:
 
 def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
     compiled = [_compiled_branch(checked, dataset, flow, branch) for flow in dataset.flows for branch in flow.branches]
+    if dataset.definition.is_merged:
+        plan = checked.merges[dataset.name] = merge_plan(dataset, compiled)
+        checked.schemas[dataset.name] = target_schema(dataset, plan.shape)
+        _check_partition_columns(dataset, checked.schemas[dataset.name])
+        checked.flows += compiled
+        return
     schema = dataset.definition.schema
     schema = delta_schema(schema) if schema is not None else _merged(dataset, compiled)
     for part in compiled:
@@ -266,22 +278,26 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
 def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch: Branch) -> CheckedFlow:
     connector = checked.connector(branch.read)
     empty = connector.empty()
-    rules = [rule.sql for rule in dataset.expectations]
+    expectations = flow_expectations(dataset, flow)
+    rules = [rule.sql for rule in expectations]
+    of_changes = _columns_of_changes(flow, connector.metadata_columns)
     used = mentioned(branch.steps, connector.metadata_columns) | {
         name for name in connector.metadata_columns if any(name in rule for rule in rules)
     }
+    used |= of_changes
     visible = [name for name in empty.column_names if name not in connector.metadata_columns or name in used]
     statics = _statics(branch.steps, flow)
+    declared = dataset.definition.schema
     transform = Transform(
         flow=flow.name,
         dataset=dataset.name,
         steps=branch.steps,
-        expectations=dataset.expectations,
+        expectations=expectations,
         source=empty.select(visible),
-        hidden=tuple(name for name in visible if name in connector.metadata_columns),
+        hidden=tuple(name for name in visible if name in connector.metadata_columns and name not in of_changes),
         statics=statics,
         tables=EmptyTables(checked),
-        schema=delta_schema(dataset.definition.schema) if dataset.definition.schema is not None else None,
+        schema=delta_schema(declared) if declared is not None and flow.changes is None else None,
     )
     with located(flow.where):
         transform.compile()
@@ -296,6 +312,14 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
         gates=gates,
         partitions=connector.takes() if isinstance(connector, Sharing) else None,
     )
+
+
+def _columns_of_changes(flow: Flow, metadata_columns: Sequence[str]) -> frozenset[str]:
+    """Return the metadata columns that the merge of a flow's changes needs."""
+    if flow.changes is None:
+        return frozenset()
+    texts = flow.changes.texts
+    return frozenset(n for n in metadata_columns if n == UNCHANGED_COLUMNS or any(n in text for text in texts))
 
 
 def _statics(steps: Sequence[Step], flow: Flow) -> tuple[str, ...]:

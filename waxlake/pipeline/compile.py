@@ -14,6 +14,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.dataflow import Stream as DataflowStream
 from bytewax.testing import TestingSource
 
+from sinks.cdc import MergeSink
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
@@ -101,7 +102,9 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
     assert dataset.location is not None
     interval_s = checked.graph.spec.trigger_interval
     default_s = 10.0 if plan.is_bounded else 1.0
-    return DeltaSink(
+    merge = checked.merges.get(target)
+    sink: type[DeltaSink] = DeltaSink if merge is None else MergeSink
+    return sink(
         target=DeltaTarget(
             location=dataset.location,
             partition_by=dataset.definition.partition_by,
@@ -118,6 +121,7 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
             on_error=lambda error: state.fail(target, error),
             identities=plan.identities,
         ),
+        **({} if merge is None else merge.sink_options()),
     )
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "expect_or_fail",
     "expect_or_quarantine",
     "materialized_view",
+    "register_flow",
     "registering",
     "table",
     "temporary_view",
@@ -338,6 +339,13 @@ def create_streaming_table(
     registry = _registry.get()
     if registry is not None:
         registry.add_dataset(replace(definition_from("table", name, None, line, options), expectations=rules))
+
+
+def register_flow(definition: FlowDefinition) -> None:
+    """Let the pipeline that is being loaded, if any, have an extra flow."""
+    registry = _registry.get()
+    if registry is not None:
+        registry.add_flow(definition)
 
 
 def append_flow(*, target: str, name: str | None = None) -> Callable[[F], F]:

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import DefinitionError, UserError
 from waxlake.stream.source import Connector
+
+if TYPE_CHECKING:
+    from sinks.cdc import ChangeRules
 
 __all__ = [
     "Action",
@@ -240,12 +243,14 @@ class FlowDefinition:
         target: Table it feeds.
         function: Returns a Stream (or a Batch, for a materialized view).
         where: ``file:line``.
+        changes: What its rows mean if they are changes to be merged, or None.
     """
 
     name: str
     target: str
     function: Callable[[], Any]
     where: str
+    changes: ChangeRules | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +268,7 @@ class DatasetDefinition:
         comment: Table comment.
         properties: Delta table properties.
         path: Place of the table if not the usual one.
+        is_merged: Changes are merged into it.
     """
 
     name: str
@@ -275,3 +281,4 @@ class DatasetDefinition:
     comment: str | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     path: str | None = None
+    is_merged: bool = False

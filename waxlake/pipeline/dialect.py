@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from waxlake.pipeline.definitions import Expectation, Query, Read, Select, SqlQuery, Step, Where, WithColumns
 from waxlake.pipeline.stream import Branch
 from waxlake.stream.errors import DefinitionError
 
-__all__ = ["translated", "translated_rules"]
+if TYPE_CHECKING:
+    from sinks.cdc import ChangeRules
+
+__all__ = ["translated", "translated_changes", "translated_rules"]
 
 
 def translated(branch: Branch, dialect: str) -> Branch:
@@ -27,6 +31,19 @@ def translated_rules(rules: tuple[Expectation, ...], dialect: str) -> tuple[Expe
     if dialect == "duckdb":
         return rules
     return tuple(replace(rule, sql=_expression(rule.sql, dialect, rule.where)) for rule in rules)
+
+
+def translated_changes(changes: ChangeRules | None, dialect: str, where: str) -> ChangeRules | None:
+    """Return the rules of an AUTO CDC flow with their conditions and sequence in DuckDB's dialect."""
+    if dialect == "duckdb" or changes is None:
+        return changes
+    deletes, truncates = changes.apply_as_deletes, changes.apply_as_truncates
+    return replace(
+        changes,
+        sequence_by=_expression(changes.sequence_by, dialect, where),
+        apply_as_deletes=deletes and _expression(deletes, dialect, where),
+        apply_as_truncates=truncates and _expression(truncates, dialect, where),
+    )
 
 
 def _read(read: Read, dialect: str) -> Read:

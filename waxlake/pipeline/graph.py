@@ -24,6 +24,7 @@ from waxlake.pipeline.stream import Branch
 from waxlake.stream.delta_table import TableLocation, is_remote
 
 if TYPE_CHECKING:
+    from sinks.cdc import ChangeRules
     from waxlake.pipeline.spec import Spec
 
 __all__ = ["QUARANTINE_SUFFIX", "Dataset", "Flow", "Graph", "is_external", "read_name", "resolve_path"]
@@ -42,6 +43,7 @@ class Flow:
         inputs: Names of what it reads as a stream: datasets, or sources such as ``kafka:orders``.
         statics: Datasets it reads at their latest version.
         where: ``file:line``.
+        changes: What its rows mean if they are changes to be merged, or None.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Flow:
     inputs: tuple[str, ...]
     statics: tuple[str, ...]
     where: str
+    changes: ChangeRules | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from deltalake import DeltaTable
 
 from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph, quarantine_schema
+from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import TableRead, located
-from waxlake.pipeline.graph import Dataset
+from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
 from waxlake.stream.position import (
@@ -178,9 +178,7 @@ def _prepared(
 ) -> DeltaTable:
     from deltalake import Schema
 
-    schema = checked.schemas[dataset.name]
-    if is_quarantine:
-        schema = quarantine_schema(schema)
+    schema = checked.schemas[dataset.name + QUARANTINE_SUFFIX if is_quarantine else dataset.name]
     if not location.exists():
         definition = dataset.definition
         return location.create(

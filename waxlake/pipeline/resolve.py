@@ -25,7 +25,7 @@ from waxlake.pipeline.definitions import (
     TableRead,
     located,
 )
-from waxlake.pipeline.dialect import translated, translated_rules
+from waxlake.pipeline.dialect import translated, translated_changes, translated_rules
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.delta_table import unusable_sign
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
@@ -105,8 +105,8 @@ class _Resolver:
 
     def __init__(self, spec: Spec, registry: Registry) -> None:
         self._spec = spec
-        self._definitions = self._unique(registry.datasets())
         self._extra_flows = registry.flows()
+        self._definitions = self._unique(registry.datasets())
         self._relations: dict[str, Relation] = {}
         self._visiting: list[str] = []
 
@@ -149,7 +149,8 @@ class _Resolver:
                     remedy="Rename one, or feed one table with wl.append_flow",
                 )
             rules = translated_rules(definition.expectations, self._spec.dialect)
-            unique[definition.name] = replace(definition, expectations=rules)
+            is_merged = any(f.changes is not None and f.target == definition.name for f in self._extra_flows)
+            unique[definition.name] = replace(definition, expectations=rules, is_merged=is_merged)
         for name, definition in unique.items():
             self._check_rules(name, definition, unique)
         return unique
@@ -200,6 +201,13 @@ class _Resolver:
                     found=f"another one at {seen[flow.name]}",
                 )
             seen[flow.name] = flow.where
+            if target.is_merged and (flow.changes is None or target.function is not None):
+                raise DefinitionError(
+                    f"table '{flow.target}' is fed by AUTO CDC and by other flows",
+                    where=flow.where,
+                    code="AUTO_CDC_MIXED_FLOWS",
+                    remedy="Let AUTO CDC flows alone feed it; make it with wl.create_streaming_table",
+                )
 
     def _dataset(self, definition: DatasetDefinition) -> Dataset:
         flows = []
@@ -270,6 +278,7 @@ class _Resolver:
             inputs=tuple(dict.fromkeys(inputs)),
             statics=tuple(dict.fromkeys(statics)),
             where=flow.where,
+            changes=translated_changes(flow.changes, dialect, flow.where),
         )
 
     def _check_distinct_reads(self, flow: FlowDefinition, branches: Sequence[Branch], *, is_stream: bool) -> None:
@@ -368,7 +377,7 @@ def _table_path(spec: Spec, definition: DatasetDefinition) -> str:
 
 
 def _quarantines(definition: DatasetDefinition) -> bool:
-    return any(rule.action == "quarantine" for rule in definition.expectations)
+    return definition.is_merged or any(rule.action == "quarantine" for rule in definition.expectations)
 
 
 def _call(flow: FlowDefinition) -> Relation:
@@ -428,6 +437,14 @@ def _check_streamable(graph: Graph, flow: Flow) -> None:
                 code="STREAM_OF_MATERIALIZED_VIEW",
                 found="a view whose rows are replaced at each refresh",
                 remedy="Read it with wl.read or wl.sql, or join it as a static table",
+            )
+        if upstream is not None and upstream.kind == "table" and upstream.definition.is_merged:
+            raise DefinitionError(
+                f"flow '{flow.name}' cannot stream from '{name}': changes are merged into it",
+                where=flow.where,
+                code="STREAM_OF_MERGED_TABLE",
+                found="a table whose rows are updated and deleted",
+                remedy="Read it with wl.read or wl.sql, or stream from the changes themselves",
             )
         if upstream is None and name == "query":
             raise DefinitionError(
