@@ -318,7 +318,6 @@ REFUSED: Final[Mapping[str, str]] = MappingProxyType(
         "row_validation_xsd_path": "There is no XSD engine; check rows by expectations",
         "char_to_escape_quote_escaping": "An escape character takes any next character literally, itself included",
         "enforce_schema": "Columns of a file go by the names of its header; without one by their places",
-        "use_strict_globber": "Globs are strict always: * does not cross a '/', ** does",
         "schema_location": "The inferred schema lives with the pipeline's own state",
     }
 )

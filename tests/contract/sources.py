@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 import uuid
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import fastavro
 import pyarrow as pa
 from confluent_kafka import Producer
 from deltalake import write_deltalake
@@ -67,30 +69,47 @@ class KafkaRig:
 
 @dataclass(slots=True)
 class FilesRig:
-    """A folder into which JSON files of a few lines land."""
+    """A folder into which files of a few rows land."""
 
     folder: Path
+    format: str = "json"
 
     def __post_init__(self) -> None:
         (self.folder / "inbox").mkdir()
 
     def add(self, numbers: Sequence[int]) -> None:
         for start in range(0, len(numbers), 5):
-            lines = "".join(json.dumps({"n": n}) + "\n" for n in numbers[start : start + 5])
             hidden = self.folder / "landing"
-            hidden.write_text(lines)
-            hidden.rename(self.folder / "inbox" / f"{uuid.uuid4().hex}.json")
+            hidden.write_bytes(_file_of(self.format, numbers[start : start + 5]))
+            hidden.rename(self.folder / "inbox" / f"{uuid.uuid4().hex}.data")
 
     def connector(self) -> Connector:
+        options = {"json array": {"multi_line": True}, "xml": {"row_tag": "row"}}
         settings = FilesSettings.of(
             str(self.folder / "inbox"),
-            format="json",
+            format=self.format.partition(" ")[0],
             schema="n BIGINT",
             max_rows_per_batch=7,
             poll_interval_s=0.05,
             settle_s=0,
+            **options.get(self.format, {}),
         )
         return FilesConnector(settings, ledger=TableLocation(str(self.folder / "ledger")))
+
+
+def _file_of(format: str, numbers: Sequence[int]) -> bytes:
+    """Return a file with one row a number."""
+    rows = [{"n": n} for n in numbers]
+    if format == "avro":
+        sink = io.BytesIO()
+        schema = {"type": "record", "name": "row", "fields": [{"name": "n", "type": "long"}]}
+        fastavro.writer(sink, schema, rows, sync_interval=4)
+        return sink.getvalue()
+    if format == "xml":
+        return ("<all>" + "".join(f"<row><n>{n}</n></row>" for n in numbers) + "</all>").encode()
+    if format == "json array":
+        return json.dumps(rows, indent=1).encode()
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @dataclass(slots=True)

@@ -17,7 +17,10 @@ from waxlake.stream.source import Connector, SourcePlan, plan_partitions
 NUMBERS = list(range(60))
 
 
-@pytest.fixture(params=["kafka-tansu", "kafka-apache", "files", "delta", "query", "mysql", "postgres"])
+FORMATS_OF_FILES = ["files json", "files json array", "files xml", "files avro"]
+
+
+@pytest.fixture(params=["kafka-tansu", "kafka-apache", *FORMATS_OF_FILES, "delta", "query", "mysql", "postgres"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceRig]:
     if request.param.startswith("kafka"):
         fixture = "tansu" if request.param == "kafka-tansu" else "apache_kafka"
@@ -28,8 +31,10 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceRig]:
         rig = PostgresRig(request.getfixturevalue("debian_postgres"), tmp_path)
         yield rig
         rig.close()
+    elif request.param in FORMATS_OF_FILES:
+        yield FilesRig(tmp_path, request.param.removeprefix("files "))
     else:
-        yield {"files": FilesRig, "delta": DeltaRig, "query": QueryRig}[request.param](tmp_path)
+        yield {"delta": DeltaRig, "query": QueryRig}[request.param](tmp_path)
 
 
 def plan_of(connector: Connector, *stored: Mapping[str, int], is_bounded: bool = True) -> SourcePlan:

@@ -28,10 +28,9 @@ _TOKEN: Final = re.compile(
 _ESCAPE: Final = re.compile(r"\\(.)", re.S)
 _CONTROL: Final = re.compile(r"[\x00-\x1f]")
 _ZEROS: Final = re.compile(r"^(-?)0+(?=[0-9])")
-_MASKED: Final = re.compile(
-    rb'"(?:[^"\\]|\\.)*(?:"|$)' + rb"|'(?:[^'\\]|\\.)*(?:'|$)" + rb"|//[^\n]*|/\*.*?(?:\*/|$)", re.S
+_MASKED: Final = re.compile(  # what is open at the end goes on in the next block
+    rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)' + rb"|'(?:[^'\\]|\\.)*(?:'|\\?\Z)" + rb"|//[^\n]*|/\*.*?(?:\*/|\Z)", re.S
 )
-_PLAIN: Final = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|$)', re.S)
 
 
 class _Strict(Exception):
