@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from connectors.files.history import FileHistory
 from connectors.files.inference import infer_schema
 from connectors.files.journal import FileJournal
 from connectors.files.ledger import Ledger
+from connectors.files.local_store import LocalStore, raw_path
 from connectors.files.partition_columns import PartitionColumns, declared_partitions
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
@@ -127,7 +129,7 @@ class FilesConnector:
             self._check_path()
             self._ledger.create(to_ddl(schema) if self.settings.declared_schema is None else None)
             self._ledger.refresh()
-        self.discover()
+        self.discover(waits=True)
         with self._lock:
             self._ledger.compact()
             high = RowPosition(self._ledger.next_number).pack()
@@ -141,10 +143,14 @@ class FilesConnector:
             begin={PARTITION: begin},
         )
 
-    def discover(self) -> int:
-        """Look for new files and record them; return how many. Safe to call from any thread."""
+    def discover(self, *, waits: bool = False) -> int:
+        """Look for new files and record them; return how many. Safe to call from any thread.
+
+        Args:
+            waits: Wait a moment for files that were just written.
+        """
         with self._lock:
-            return self._discovery.look()
+            return self._discovery.look(waits=waits)
 
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
         """Return one group: files are read in the order of their numbers by one reader."""
@@ -213,8 +219,12 @@ class FilesConnector:
             self._ledger.forget(age_s, time.time(), below=below)
 
     def covers(self, path: str) -> bool:
-        """Return whether a file of that path belongs to the source."""
-        return self._store.covers(path)
+        """Return whether a file of that path belongs to the source, wherever links lead."""
+        store = self._store
+        if isinstance(store, LocalStore):
+            root, real = os.path.realpath(store.root), os.path.realpath(os.fsdecode(raw_path(path)))
+            path = store.root + real[len(root) :] if real.startswith(root) else real
+        return store.admits(path)
 
     @property
     def identity(self) -> str | None:

@@ -44,6 +44,7 @@ class FileHistory:
     format: Format
     format_name: str
     _removed: frozenset[int] = field(default_factory=frozenset)
+    _asked: set[int] = field(default_factory=set)
 
     def note_failure(self, problem: FileProblem, error: WaxlakeError) -> None:
         """Note that a file stops the source, and what was read of it; the same failure is noted once. Never raises."""
@@ -59,7 +60,8 @@ class FileHistory:
 
     def is_removed(self, number: int) -> bool:
         """Return whether clean-up took a file away; asked when it is not there, or another one is."""
-        if number not in self._removed:
+        if number not in self._removed and number not in self._asked:
+            self._asked.add(number)
             self.journal.refresh()
             self._removed = self.journal.removed()
         return number in self._removed

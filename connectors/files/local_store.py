@@ -63,10 +63,12 @@ class LocalStore:
         """Return None: no notification tells of local files."""
         return None
 
-    def list_files(self, unknown: Unknown = everything, *, after: str = "") -> Iterator[list[FoundFile]]:
+    def list_files(
+        self, unknown: Unknown = everything, *, after: str = "", with_empty: bool = False
+    ) -> Iterator[list[FoundFile]]:
         """Yield the files that fit and are not known, some thousand at a time; known ones cost no look at the file."""
         if self._single:
-            yield self._list_single(unknown)
+            yield self._list_single(unknown, with_empty)
             return
         seen: set[tuple[int, int]] = set()
         block: list[tuple[str, os.DirEntry[str]]] = []
@@ -83,7 +85,7 @@ class LocalStore:
                 for found in self._scan(folder, relative, after, nested, linked):
                     block.append(found)
                     if len(block) >= BLOCK_FILES:
-                        yield _looked_at(block, unknown)
+                        yield _looked_at(block, unknown, with_empty)
                         block = []
             except FileNotFoundError:
                 pass  # removed meanwhile, or a link to nowhere
@@ -91,7 +93,7 @@ class LocalStore:
                 raise mapped_error(f"list '{folder}'", exc) from exc
             queue += nested
             links = sorted(links + linked, reverse=True) if linked else links
-        yield _looked_at(block, unknown)
+        yield _looked_at(block, unknown, with_empty)
 
     def _scan(
         self, folder: str, relative: str, after: str, nested: list[tuple[str, str]], linked: list[tuple[str, str]]
@@ -114,19 +116,12 @@ class LocalStore:
                 if path > after:
                     yield path, entry
 
-    def _list_single(self, unknown: Unknown) -> list[FoundFile]:
+    def _list_single(self, unknown: Unknown, with_empty: bool) -> list[FoundFile]:
         try:
             file = self.stat(self.root)
         except FileGone:
             return []
-        return [file] if file.size_bytes and unknown([file.path]) else []
-
-    def covers(self, path: str) -> bool:
-        """Return whether a file of that path fits, wherever links lead."""
-        root, real = os.path.realpath(self.root), os.path.realpath(os.fsdecode(raw_path(path)))
-        return real == root or (
-            real.startswith(root.rstrip("/") + "/") and self._filter.covers(real[len(root.rstrip("/")) + 1 :])
-        )
+        return [file] if (file.size_bytes or with_empty) and unknown([file.path]) else []
 
     def stat(self, path: str) -> FoundFile:
         """Return the file as it is now."""
@@ -187,7 +182,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown) -> list[FoundFile]:
+def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown, with_empty: bool) -> list[FoundFile]:
     """Return the files of a block that are not known."""
     found = []
     for index in unknown([path for path, _ in block]):
@@ -198,7 +193,7 @@ def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown) -> l
             if exc.errno in _NOWHERE:
                 continue
             raise mapped_error(f"look at file '{path}'", exc) from exc
-        if status.st_size and _is_regular(status.st_mode):
+        if (status.st_size or with_empty) and _is_regular(status.st_mode):
             found.append(FoundFile(status.st_mtime_ns // 1000, path, status.st_size))
     return found
 

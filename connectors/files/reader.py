@@ -180,12 +180,13 @@ class FilesReader:
                 self._contents.read_next()
             except FileProblem as problem:
                 self._take_problem(problem)
+            else:
+                self._unsettled_since_s = None
 
     def _is_settled(self, found: FoundFile) -> bool:
         """Return whether a local file has been left alone long enough to be whole; one read before counts as such."""
         is_new = self._store.is_local and not self._contents.row
         if not is_new or not is_fresh(found, self._settings.settle_s, time.time()):
-            self._unsettled_since_s = None
             return True
         now_s = time.monotonic()
         self._unsettled_since_s = self._unsettled_since_s or now_s
@@ -296,17 +297,19 @@ class FilesReader:
     def _table(self, pieces: Sequence[Piece]) -> tuple[pa.Table, np.ndarray | None]:
         """Decode the rows of all pieces at once, say where they come from, and count the rescued ones of each piece."""
         if not pieces:
-            return self._empty, np.zeros(0, np.int64) if "_rescued_data" in self._empty.column_names else None
+            return self._empty, np.zeros(
+                0, np.int64
+            ) if self._settings.rescued_data_column in self._empty.column_names else None
         table = self._format.decode([piece.raw for piece in pieces if piece.raw is not None])
         files = [piece.file.found for piece in pieces]
         owners = np.repeat(np.arange(len(pieces)), [piece.count for piece in pieces])
-        rescued = _rescued(table, owners, len(pieces))
+        rescued = _rescued(table, self._settings.rescued_data_column, owners, len(pieces))
         return self._provenance.add(table, files, pa.array(owners)), rescued
 
 
-def _rescued(table: pa.Table, owners: np.ndarray, count: int) -> np.ndarray | None:
+def _rescued(table: pa.Table, name: str, owners: np.ndarray, count: int) -> np.ndarray | None:
     """Return the number of rows with rescued data of each piece; None if that column is not made."""
-    index = table.schema.get_field_index("_rescued_data")
+    index = table.schema.get_field_index(name)
     if index < 0:
         return None
     column = table.column(index)

@@ -110,7 +110,9 @@ class RemoteStore:
                 path = parent
         return None if path == self.root else path
 
-    def list_files(self, unknown: Unknown = everything, *, after: str = "") -> Iterator[list[FoundFile]]:
+    def list_files(
+        self, unknown: Unknown = everything, *, after: str = "", with_empty: bool = False
+    ) -> Iterator[list[FoundFile]]:
         """Yield the files that fit and are not known, page by page."""
         is_empty = True
         pages = self._pages(after)
@@ -125,7 +127,7 @@ class RemoteStore:
                 for relative, info in page
                 if self._fits(relative) and (path := self._path(relative)) > after
             ]
-            yield self._described([fitting[index] for index in unknown([path for path, _ in fitting])])
+            yield self._described([fitting[index] for index in unknown([path for path, _ in fitting])], with_empty)
         if is_empty and not self.pattern and not after:
             yield self._single(unknown)
 
@@ -169,14 +171,14 @@ class RemoteStore:
     def _path(self, relative: str) -> str:
         return f"{self.root}/{relative}" if relative else self.root
 
-    def _described(self, entries: list[tuple[str, Mapping[str, Any]]]) -> list[FoundFile]:
+    def _described(self, entries: list[tuple[str, Mapping[str, Any]]], with_empty: bool) -> list[FoundFile]:
         """Return what a listing says; files whose size it does not tell (HTTP) are looked at."""
         files = [_found(path, info) for path, info in entries if _size(info) is not None]
         untold = [path for path, info in entries if _size(info) is None]
         if untold:
             with ThreadPoolExecutor(self._parallelism, thread_name_prefix="files-stat") as pool:
                 files += [file for file in pool.map(self._stat_if_there, untold) if file is not None]
-        return [file for file in files if file.size_bytes]
+        return [file for file in files if file.size_bytes or (with_empty and not _is_marker(file.path))]
 
     def _stat_if_there(self, path: str) -> FoundFile | None:
         try:
@@ -188,12 +190,6 @@ class RemoteStore:
     def protocol(self) -> str:
         """The scheme of its URIs."""
         return self._protocol
-
-    def covers(self, path: str) -> bool:
-        """Return whether a file of that path fits."""
-        return path == self.root or (
-            path.startswith(f"{self.root}/") and self._filter.covers(path[len(self.root) + 1 :])
-        )
 
     def stat(self, path: str) -> FoundFile:
         """Return the file as it is now."""
@@ -230,6 +226,11 @@ class RemoteStore:
         if not now.is_same_content(file) or len(data) != file.size_bytes:
             raise FileChanged(now)
         return data
+
+
+def _is_marker(path: str) -> bool:
+    """Return whether an empty object stands for a folder."""
+    return path.endswith(("/", "_$folder$"))
 
 
 def _found(path: str, info: Mapping[str, Any]) -> FoundFile:

@@ -44,12 +44,6 @@ class FilesSettings(SchemaSettings, OutcomeSettings, DiscoverySettings):
     max_bytes_per_batch: int = Field(
         default=32 << 20, ge=1, le=1 << 30, description="Bytes after which a micro-batch is closed"
     )
-    settle_s: float = Field(
-        default=1.0,
-        ge=0,
-        le=3600,
-        description="Seconds that a local file must have been left alone before it is read; objects of a store appear whole",
-    )
     on_data_loss: Literal["fail", "skip"] = Field(
         default="fail",
         description="What to do about a file that is gone, or was changed, before it was read to its end",

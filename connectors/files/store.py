@@ -27,7 +27,18 @@ __all__ = [
 BLOCK_FILES = 8192
 Unknown: TypeAlias = Callable[[Sequence[str]], Sequence[int]]  # indices of the paths that a ledger does not know
 
-_UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", "._COPYING_")
+_UNFINISHED = (
+    ".tmp",
+    ".temp",
+    ".part",
+    ".partial",
+    ".filepart",
+    ".crdownload",
+    ".inprogress",
+    ".swp",
+    "~",
+    "._COPYING_",
+)
 
 
 class FoundFile(NamedTuple):
@@ -116,17 +127,16 @@ class Store(Protocol):
         """Return the path of an object that a notification names; None if it cannot be one of this store."""
         ...
 
-    def list_files(self, unknown: Unknown = everything, *, after: str = "") -> Iterator[list[FoundFile]]:
+    def list_files(
+        self, unknown: Unknown = everything, *, after: str = "", with_empty: bool = False
+    ) -> Iterator[list[FoundFile]]:
         """Yield the files that fit and are not known, some thousand at a time; what is known costs as little as can be.
 
         Args:
             unknown: Tells which of some paths are not known yet.
             after: Path after which to begin: only paths that sort behind it are listed.
+            with_empty: Files without a byte too.
         """
-        ...
-
-    def covers(self, path: str) -> bool:
-        """Return whether a file of that path is one that is listed, if it is there."""
         ...
 
     def stat(self, path: str) -> FoundFile:
@@ -177,13 +187,6 @@ class PathFilter:
     def admits_name(self, name: str) -> bool:
         """Return whether a file of that name can fit."""
         return fits(name) and (self._name is None or self._name.fullmatch(name) is not None)
-
-    def covers(self, relative: str) -> bool:
-        """Return whether a file of that path fits, its folders and its name included."""
-        folder, _, name = relative.rpartition("/")
-        parts = folder.split("/") if folder else []
-        is_entered = all(self.admits_folder("/".join(parts[: depth + 1])) for depth in range(len(parts)))
-        return is_entered and self.admits_name(name) and self.admits(relative)
 
     def admits(self, relative: str) -> bool:
         """Return whether the path fits the pattern."""

@@ -79,7 +79,18 @@ def test_files_are_numbered_by_modification_time_then_path(lab: FilesLab) -> Non
 
 
 def test_hidden_unfinished_and_empty_files_are_left_alone(lab: FilesLab) -> None:
-    for name in ("_x.json", ".x.json", "x.tmp", "x.json.part", "_temporary/x.json", ".git/x.json", "_delta_log/0.json"):
+    for name in (
+        "_x.json",
+        ".x.json",
+        "x.tmp",
+        "x.json.part",
+        "x.json~",
+        "x._COPYING_",
+        "x.filepart",
+        "_temporary/x.json",
+        ".git/x.json",
+        "_delta_log/0.json",
+    ):
         lab.write(name, _rows(100, 1))
     empty = lab.write("later.json", b"")
     lab.write("x.json", _rows(0, 1), age_s=70)
@@ -440,11 +451,10 @@ def test_a_flow_inside_an_older_edition_is_stopped(lab: FilesLab) -> None:
 def test_a_fresh_file_is_read_when_it_has_settled(lab: FilesLab) -> None:
     path = lab.write("a.json", b'{"id":0}\n{"id":', age_s=0)
     connector = lab.connector(settle_s=0.4)
-    state = connector.inspect()
+    state = connector.inspect()  # waits for it
+    path.write_bytes(b'{"id":0}\n{"id":1}\n')
     plan = plan_partitions(state, [{}], is_bounded=True)
     reader = connector.reader(plan, (PARTITION,), frozenset())
-    assert reader.read() == []
-    path.write_bytes(b'{"id":0}\n{"id":1}\n')
     flow, deadline_s = Flow(), time.monotonic() + 10
     while not reader.is_done and time.monotonic() < deadline_s:
         for batch in reader.read():
@@ -454,11 +464,35 @@ def test_a_fresh_file_is_read_when_it_has_settled(lab: FilesLab) -> None:
     assert ids(flow) == [0, 1]
 
 
-def test_a_file_that_never_settles_is_told(lab: FilesLab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_file_holds_up_nothing(lab: FilesLab) -> None:
+    growing = lab.write("a.json", _rows(0, 1), age_s=-20)
+    lab.write("b.json", _rows(1, 1), age_s=7200)
+    flow = Flow()
+    run(lab.connector(settle_s=3600), flow)
+    assert ids(flow) == [1]
+    write(growing, _rows(0, 2), age_s=7200)
+    run(lab.connector(settle_s=3600), flow)
+    assert ids(flow) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "parquet"])
+def test_an_empty_file_that_stays_is_one_without_rows(lab: FilesLab, format: str) -> None:
+    lab.format = format
+    lab.write("old.json", b"", age_s=3700)
+    lab.write("young.json", b"", age_s=3500)
+    flow = Flow()
+    run(lab.connector(), flow)
+    assert [Path(row["path"]).name for row in lab.ledger_rows()] == ["old.json"]
+    assert (flow.rows, flow.position) == ([], RowPosition(1).pack())
+
+
+def test_a_changed_file_that_never_settles_is_told(lab: FilesLab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connectors.files.reader._GIVE_UP_SETTLING_S", 0.05)
-    lab.write("a.json", _rows(0, 1), age_s=-20)
+    path = lab.write("a.json", _rows(0, 1), age_s=7200)
     connector = lab.connector(settle_s=3600)
-    reader = connector.reader(plan_partitions(connector.inspect(), [{}], is_bounded=True), (PARTITION,), frozenset())
+    state = connector.inspect()
+    write(path, _rows(0, 2), age_s=-20)
+    reader = connector.reader(plan_partitions(state, [{}], is_bounded=True), (PARTITION,), frozenset())
     with pytest.raises(TransientError, match="FILE_CHANGING"):  # noqa: PT012 - it takes a while
         while True:
             assert reader.read() == []

@@ -19,6 +19,7 @@ from typing import Final
 from connectors.files.discovery.channel import Channel, ChannelLost, Heard
 from connectors.files.discovery.manifest import Manifest
 from connectors.files.discovery.settings import DiscoverySettings
+from connectors.files.discovery.settling import settled
 from connectors.files.ledger import Ledger
 from connectors.files.store import FileGone, FoundFile, Store, everything
 from waxlake.stream.errors import UserError
@@ -55,20 +56,25 @@ class Discovery:
         self._settings, self._store, self._ledger = settings, store, ledger
         self._channel, self._manifest, self._clock_s = channel, manifest, clock_s
         self._told: set[str] = set()
+        self._waits = False
 
     def close(self) -> None:
         """Free the channel."""
         if self._channel is not None:
             self._channel.close()
 
-    def look(self) -> int:
+    def look(self, *, waits: bool = False) -> int:
         """Find what is new and record it; return how many files.
+
+        Args:
+            waits: Wait a moment for local files that were just written; else they are left for the next look.
 
         Raises:
             UserError: ``MANIFEST_UNREADABLE``, ``MANIFEST_PATH_OUTSIDE``. Not retryable.
             TerminalError: A store or a channel refuses. Not retryable.
             TransientError: A store does not answer. Retryable.
         """
+        self._waits = waits
         if self._manifest is not None:
             return self._record(self._from_manifest(self._manifest))
         if self._is_listing_due():
@@ -99,7 +105,7 @@ class Discovery:
 
     def _listed(self, after: str = "") -> Iterator[FoundFile]:
         unknown = everything if self._settings.tracks_versions else self._ledger.known().unknown
-        for block in self._store.list_files(unknown, after=after):
+        for block in self._store.list_files(unknown, after=after, with_empty=True):
             yield from block
 
     def _hear(self, channel: Channel) -> int:
@@ -186,7 +192,8 @@ class Discovery:
         if settings.modified_after is not None:
             oldest_us = max(oldest_us, int(settings.modified_after.timestamp() * 1e6) + 1)
         newest_us = int(settings.modified_before.timestamp() * 1e6) if settings.modified_before else 1 << 62
-        found = [file for file in files if file.size_bytes and oldest_us <= file.modified_us < newest_us]
+        found = [file for file in files if oldest_us <= file.modified_us < newest_us]
+        found = settled(found, self._store, settings.settle_s, waits=self._waits)
         if not found and not is_due and self._ledger.begin is not None:
             return 0
         self._ledger.refresh()

@@ -86,6 +86,12 @@ class DiscoverySettings(Settings):
         description="Most bytes in one micro-batch, as 1048576 or '10g'; a bigger file takes several. The lower of this, "
         "max_bytes_per_batch and max_files_per_trigger holds",
     )
+    settle_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="Seconds that a local file must have been left alone before it is read; objects of a store appear whole",
+    )
     poll_interval_s: float = Field(
         default=2.0, ge=0.01, le=86_400, description="Seconds between two looks for new files in a continuous run"
     )

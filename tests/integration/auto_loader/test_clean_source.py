@@ -258,7 +258,7 @@ def test_al_16_move_on_s3(pipeline: FilesPipeline, s3_store: ObjectStore, bucket
     found = fsspec.filesystem("file") if target == "local" else files
     assert [found.cat_file(f"{destination}/{name}") for name in names] == [lines(0), lines(1)]
     assert [row["moved_to"] for row in pipeline.states()] == [f"{destination}/{name}" for name in names]
-    files.pipe_file(f"s3://{bucket}/in/a.json~", lines(2))
+    files.pipe_file(f"s3://{bucket}/in/c.json", lines(2))
     pipeline.define("t", source=f"s3://{bucket}/in", **_DELETE)
     pipeline.run()
     assert (files.find(f"s3://{bucket}/in"), pipeline.ids()) == ([], [0, 1, 2])
