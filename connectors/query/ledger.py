@@ -47,6 +47,7 @@ _SCHEMA: Final = pa.schema(
         pa.field("low", pa.string(), metadata={"comment": "Cursor after which it begins; NULL for the start"}),
         pa.field("high", pa.string(), metadata={"comment": "Cursor with which it ends"}),
         pa.field("is_last", pa.bool_(), metadata={"comment": "Whether the poll ends with it"}),
+        pa.field("is_full", pa.bool_(), metadata={"comment": "poll: whether it reads everything"}),
         pa.field("rows", pa.int64(), metadata={"comment": "Rows that it took"}),
         pa.field("seen", pa.binary(), metadata={"comment": "Fingerprints of rows near its borders, int64"}),
         pa.field("gone", pa.binary(), metadata={"comment": "nulls: fingerprints of rows that are no more, int64"}),
@@ -65,7 +66,8 @@ class Poll:
 
     Attributes:
         number: Its number.
-        low: Highest cursor of the poll before; None reads everything.
+        is_full: Whether it reads everything: the first load, or a back-fill.
+        low: Highest cursor of the poll before; None for a full one, and if there was no cursor yet.
         high: Highest cursor when it was recorded; None if no row had one.
         detects_deletes: Whether all keys are read at its end.
         columns: Columns that it reads.
@@ -73,6 +75,7 @@ class Poll:
     """
 
     number: int
+    is_full: bool
     low: Cursor
     high: Cursor
     detects_deletes: bool
@@ -182,6 +185,7 @@ class QueryLedger:
             "low": _encoded(poll.low),
             "high": _encoded(poll.high),
             "is_last": poll.detects_deletes,
+            "is_full": poll.is_full,
             "columns": json.dumps(poll.columns),
             "recorded_at": poll.recorded_at,
         }
@@ -263,6 +267,7 @@ class QueryLedger:
         if row["kind"] == "poll":
             self._polls[number] = Poll(
                 number=number,
+                is_full=row["is_full"],
                 low=_decoded(row["low"]),
                 high=_decoded(row["high"]),
                 detects_deletes=row["is_last"],

@@ -91,18 +91,28 @@ class Polls:
         if high is not None:
             encode_cursor(high)  # refuses what is no cursor
         if last is None:
-            return self._poll(0, None, high, now)
+            return self._poll(0, None, high, now, is_full=True)
         low = last.high if last.high is not None else last.low
         is_due = self._is_due(last, now)
         if self._settings.backfill_new_columns and not set(self._columns) <= set(last.columns):
-            return self._poll(last.number + 1, None, _higher(low, high), now, detects=is_due)
+            return self._poll(last.number + 1, None, _higher(low, high), now, detects=is_due, is_full=True)
         has_more = high is not None and (low is None or high > low)
         if has_more or is_due or (self._ledger.is_complete(last.number) and self._has_late_rows(low)):
             return self._poll(last.number + 1, low, _higher(low, high), now, detects=is_due)
         return None
 
-    def _poll(self, number: int, low: Cursor, high: Cursor, now: datetime, *, detects: bool = False) -> Poll:
-        return Poll(number=number, low=low, high=high, detects_deletes=detects, columns=self._columns, recorded_at=now)
+    def _poll(
+        self, number: int, low: Cursor, high: Cursor, now: datetime, *, detects: bool = False, is_full: bool = False
+    ) -> Poll:
+        return Poll(
+            number=number,
+            is_full=is_full,
+            low=low,
+            high=high,
+            detects_deletes=detects,
+            columns=self._columns,
+            recorded_at=now,
+        )
 
     def _is_due(self, last: Poll, now: datetime) -> bool:
         every = self._settings.detect_deletes_every
@@ -171,7 +181,7 @@ class Polls:
         low = max(highs) if highs else poll.low
         distance = self._settings.look_back
         edge = None if low is None else look_back(low, distance)
-        seen = NO_MARKS if low is None else self._seen(edge, poll.number if poll.low is None else None)
+        seen = NO_MARKS if low is None else self._seen(edge, poll.number if poll.is_full else None)
         if poll.high is None:
             return
         for page in self._pages(low=edge, high=poll.high):
@@ -189,7 +199,7 @@ class Polls:
 
     def _new_nulls(self, poll: Poll) -> Iterator[Draft]:
         state = self._null_state(None)
-        known = self._null_state(poll.number) if poll.low is None else state
+        known = self._null_state(poll.number) if poll.is_full else state
         present = []
         for page in self._pages(is_null=True):
             present.append(page.marks)
@@ -270,7 +280,7 @@ class Polls:
         return _Page(table, is_deleted, cursors, marks, rows[-1][width + 1 :])
 
     def _draft(self, poll: Poll, kind: str, page: _Page, keep: np.ndarray) -> Draft:
-        if poll.low is None:  # a first load has nothing to delete
+        if poll.is_full:  # a first load has nothing to delete
             keep = keep & ~page.is_deleted
         table = page.table if keep.all() else page.table.filter(pa.array(keep))
         return Draft(kind=kind, table=table, is_deleted=page.is_deleted[keep])

@@ -130,7 +130,7 @@ class QueryReader:
     def _batch(self, window: Window, poll: Poll, draft: Draft) -> MicroBatch:
         start = RowPosition(window.poll, window.number).pack()
         count = len(draft.table)
-        kind = READ if poll.low is None else UPDATE
+        kind = READ if poll.is_full else UPDATE
         values = {
             "_change_type": np.where(draft.is_deleted, DELETE, kind),
             "_commit_position": np.full(count, start, np.int64),
