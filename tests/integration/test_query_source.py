@@ -233,7 +233,6 @@ def test_mariadb(mariadb: MariaDB, tmp_path: Path) -> None:
     lab = Lab(tmp_path, f"{mariadb.url.replace('mysql://', 'mysql+pymysql://').rstrip('/')}/{database}")
     mariadb.execute(
         "CREATE TABLE t (id BIGINT PRIMARY KEY, n DECIMAL(9, 2), big BIGINT UNSIGNED, changed TIMESTAMP(6) NULL)",
-        ["SET time_zone = '+02:00'", " "][0],
         "INSERT INTO t VALUES (1, 1.5, 18446744073709551615, '2024-01-01 02:00:00.000001'), (2, NULL, NULL, NULL)",
         database=database,
     )

@@ -90,10 +90,12 @@ class CheckedFlow:
         return self.partitions is None or partition in self.partitions
 
     def fitted(self, rows: pa.Table) -> pa.Table:
-        """Return a batch with the columns the flow was compiled for: parts of a shared source have their own."""
+        """Return a batch with the columns the flow was compiled for: others that share the read use others."""
         wanted = self.transform.source.schema
-        if self.partitions is None or rows.schema.names == wanted.names:
+        if rows.schema.names == wanted.names:
             return rows
+        if self.partitions is None:
+            return rows.select(wanted.names)
         columns = [
             rows.column(f.name) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type) for f in wanted
         ]
