@@ -14,6 +14,7 @@ import pyarrow as pa
 from connectors.files.cleaning import Cleaner, OtherReader
 from connectors.files.discovery.discover import Discovery
 from connectors.files.discovery.open import open_discovery, open_store
+from connectors.files.evolution import Evolution
 from connectors.files.formats.choice import make_format
 from connectors.files.history import FileHistory
 from connectors.files.inference import infer_schema
@@ -24,11 +25,13 @@ from connectors.files.partition_columns import PartitionColumns, declared_partit
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
 from connectors.files.removal import Removal, check_destination
+from connectors.files.schema_history import SchemaHistory
 from connectors.files.settings import FilesSettings
 from connectors.files.store import Store
 from waxlake.stream.ddl import parse_ddl, to_ddl
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import TerminalError, UsageError, UserError, WaxlakeError
+from waxlake.stream.growth import merge_schemas
 from waxlake.stream.position import RowPosition
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState
 from waxlake.stream.standalone import StandaloneSource
@@ -47,6 +50,7 @@ class FilesConnector:
     Args:
         settings: What to read and how.
         ledger: Where the source keeps its ledger; its own, and durable like the tables it feeds.
+        fixed: Columns of a table that does not grow: of those that the source got later, only these are read as columns.
 
     Attributes:
         others: Other sources of the pipeline that may read the same files: none is cleaned up before they have it.
@@ -55,9 +59,11 @@ class FilesConnector:
     row is stored exactly once. A file is its path: content that changes after it was read is not read again.
     """
 
-    def __init__(self, settings: FilesSettings, ledger: TableLocation) -> None:
+    def __init__(self, settings: FilesSettings, ledger: TableLocation, *, fixed: pa.Schema | None = None) -> None:
         self.settings = settings
         self.location = ledger
+        self.history = SchemaHistory(ledger)
+        self._fixed = fixed
         self._lock = threading.Lock()
         self._opened_store: Store | None = None
         self._opened_ledger: Ledger | None = None
@@ -95,16 +101,32 @@ class FilesConnector:
             TerminalError: ``FILES_PATH_NOT_FOUND``. Not retryable.
         """
         if self._schema is None:
-            declared = self.settings.declared_schema
-            ddl = self._ledger.stored_ddl() if declared is None else None
-            if declared is not None:
-                schema = declared_partitions(self.settings, parse_ddl(declared))
-            elif ddl is not None:
-                schema = parse_ddl(ddl)
-            else:
-                schema = self._inferred()
-            self._schema = pa.schema([field.with_nullable(True) for field in schema])
+            first = self._first_schema()
+            self._schema = merge_schemas(pa.schema([field.with_nullable(True) for field in first]), self._later(first))
         return self._schema
+
+    def _first_schema(self) -> pa.Schema:
+        """Return the columns that the source began with."""
+        declared = self.settings.declared_schema
+        if declared is not None:
+            return declared_partitions(self.settings, parse_ddl(declared))
+        ddl = self._ledger.stored_ddl()
+        return self._inferred() if ddl is None else parse_ddl(ddl)
+
+    def _later(self, first: pa.Schema) -> pa.Schema:
+        """Return the columns that the source got later, as far as they are read as columns."""
+        is_declared = self.settings.declared_schema is not None
+        if (is_declared and not self.settings.evolves) or not self._ledger.exists():
+            return first
+        versions = self.history.versions()
+        if not versions:
+            return first
+        latest = versions[-1].schema
+        if self._fixed is None:
+            return latest
+        return pa.schema(
+            [field for field in latest if field.name in self._fixed.names and field.name not in first.names]
+        )
 
     def empty(self) -> pa.Table:
         """Return a table of no rows with every column a batch may have. Writes nothing."""
@@ -183,6 +205,9 @@ class FilesConnector:
             ),
             discover=self.discover,
             history=FileHistory(self.journal(), ledger, self._store, format, self.settings.format),
+            evolution=Evolution(self.settings, self._store, schema, self.history, self.name)
+            if has_rescued and self._fixed is None
+            else None,
         )
         self._readers = [reader, *(other for other in self._readers if not other.is_closed)]
         return reader
@@ -302,7 +327,8 @@ class FilesSource(StandaloneSource):
     """Files as an input of a hand-written Bytewax dataflow; its items are ``MicroBatch``.
 
     The path is listed when Bytewax builds the dataflow. Positions are what the caller says: give those that the target table
-    holds, and rows are stored exactly once together with them.
+    holds, and rows are stored exactly once together with them. New columns of an inferred schema end the dataflow with
+    ``SchemaGrown``: they are stored then, and the next start reads on with them.
 
     Args:
         path: Folder, file or glob; local, or an fsspec URI.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from connectors.files.formats import Raw
@@ -118,6 +118,12 @@ class PieceQueue:
             if is_full or not is_whole or piece.end == fence or piece.is_skipped:
                 break
         return taken
+
+    def put_back(self, pieces: Sequence[Piece]) -> None:
+        """Take back what the last ``cut`` returned."""
+        for piece in reversed(pieces):
+            self._pieces.appendleft(piece)
+            self._count(piece, 1)
 
     def next_fence(self, position: int) -> int | None:
         """Return the first fence above ``position``."""

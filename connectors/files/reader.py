@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.files.contents import FileContents, is_fresh
+from connectors.files.evolution import Evolution
 from connectors.files.formats import Format
 from connectors.files.history import FileHistory
 from connectors.files.ledger import Ledger, NumberedFile
@@ -52,6 +53,7 @@ class FilesReader:
         provenance: Adds what only files tell.
         discover: Lists and records what is new; called on another thread in a continuous run.
         history: What is known of files that went wrong.
+        evolution: Looks for new columns in each batch before it is emitted; None if nobody wants to know.
     """
 
     def __init__(
@@ -67,10 +69,12 @@ class FilesReader:
         provenance: Provenance,
         discover: Callable[[], int],
         history: FileHistory,
+        evolution: Evolution | None = None,
     ) -> None:
         self._settings, self._store, self._ledger, self._plan = settings, store, ledger, plan
         self._identity, self._format, self._empty = identity, format, empty
         self._provenance, self._discover, self._history = provenance, discover, history
+        self._evolution = evolution
         self._position = plan.read_from
         self._stored_max = max(plan.start, *plan.fences) if plan.fences else plan.start
         self._load_number = RowPosition.unpack(self._position).major
@@ -114,6 +118,7 @@ class FilesReader:
             SourceMoved: ``FILE_GONE``, ``FILE_CHANGED``: a file is not what it was when it was numbered. Not retryable.
             TerminalError: ``FILE_UNREADABLE``. Not retryable; whatever was read before it was returned before.
             TransientError: The store does not answer. Retryable.
+            SchemaGrown: The next batch has new columns. Nothing more can be read; positions stay before it.
         """
         if self.is_done:
             return []
@@ -255,6 +260,14 @@ class FilesReader:
             raise changed(
                 piece.file, "the rows that another flow of this run has stored", piece.file.found
             ) from problem
+        rows = [piece for piece in taken if piece.count]
+        table, rescued = self._table(rows)
+        if self._evolution is not None:
+            try:
+                self._evolution.check(table, [piece.file.found for piece in rows])
+            except WaxlakeError:
+                self._pieces.put_back(taken)  # the store of the schemas may be away: the caller asks again
+                raise
         start, self._position = self._position, taken[-1].end
         for piece in taken:
             if piece.is_end:
@@ -262,8 +275,6 @@ class FilesReader:
                 self._left_bytes -= piece.file.found.size_bytes
         if taken[0].is_skipped:
             return self._left_out(taken[0], start)
-        rows = [piece for piece in taken if piece.count]
-        table, rescued = self._table(rows)
         counts = _counts(taken, rows, rescued)
         return [
             self._batch(

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from connectors.files.discovery.settings import DiscoverySettings
+from connectors.files.evolution_settings import EvolutionMode, EvolutionSettings
 from connectors.files.options import OPTIONS, REFUSED, FormatOptions, JsonOptions, XmlOptions
 from connectors.files.outcome_settings import OutcomeSettings
 from connectors.files.schema_settings import SchemaSettings
@@ -23,7 +24,7 @@ FORMATS: Final = tuple(OPTIONS)
 _MANAGED: Final = frozenset({"path", "format", "options", "declared_schema"})
 
 
-class FilesSettings(SchemaSettings, OutcomeSettings, DiscoverySettings):
+class FilesSettings(SchemaSettings, OutcomeSettings, DiscoverySettings, EvolutionSettings):
     """Settings of a files source; option names are those of Auto Loader in snake_case."""
 
     path: str = Field(
@@ -73,6 +74,16 @@ class FilesSettings(SchemaSettings, OutcomeSettings, DiscoverySettings):
         if is_variant and (self.declared_schema is not None or self.schema_hints is not None):
             raise ValueError("single_variant_column is the whole schema; leave schema and schema_hints out")
         return self
+
+    @property
+    def evolution(self) -> EvolutionMode:
+        """The evolution mode in force."""
+        return self.schema_evolution_mode or ("none" if self.declared_schema is not None else "add_new_columns")
+
+    @property
+    def evolves(self) -> bool:
+        """Whether new columns are added."""
+        return self.evolution.startswith("add_new_columns")
 
     @classmethod
     def of(cls, path: str, *, format: str, schema: str | pa.Schema | None = None, **options: Any) -> FilesSettings:

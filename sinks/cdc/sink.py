@@ -124,6 +124,10 @@ class _MergeWriter(TableWriter):
             self._merger.close()
             self._merger = None
 
+    def _grows(self, table: pa.Table) -> bool:
+        """Return False: changes are not rows of the table, and ``_fitted`` adds the columns that they need."""
+        return False
+
     def _fitted(self, committer: Committer, table: pa.Table, flow: str) -> pa.Table:
         """Return the changes as the merge takes them; columns the table lacks are added to it first."""
         if table.num_rows == 0:

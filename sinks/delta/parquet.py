@@ -53,6 +53,7 @@ class DataFileWriter:
     rows: int = 0
     size_bytes: int = 0
     _ended_bytes: int = 0
+    _schema: pa.Schema | None = None
     _gathered: list[pa.Table] = field(default_factory=list)
     _gathered_bytes: int = 0
     _open_files: dict[tuple[str | None, ...], _OpenFile] = field(default_factory=dict)
@@ -65,13 +66,16 @@ class DataFileWriter:
         """Take rows; returns before they are on disk.
 
         Args:
-            table: Rows in the table's schema.
+            table: Rows in the table's schema; where it has grown meanwhile, they begin new files.
 
         Raises:
             ExternalError: An earlier row group could not be written. Not retryable within this flush.
         """
         if table.num_rows == 0:
             return
+        if self._schema is not None and not table.schema.equals(self._schema):
+            self.end_files()
+        self._schema = table.schema
         self._gathered.append(table)
         self.rows += table.num_rows
         self._gathered_bytes += table.nbytes

@@ -37,7 +37,8 @@ from sinks.delta.parquet import decode_add, encode_add
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import CommitConflict, FilesMoved, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
-from waxlake.stream.schema import compare_schemas
+from waxlake.stream.growth import merge_schemas
+from waxlake.stream.schema import compare_schemas, no_rows
 
 __all__ = [
     "FENCE_APP_ID",
@@ -111,11 +112,12 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What a commit does to the rows: append, or replace some files, or replace everything."""
+    """What a commit does to the rows: append, or replace some files, or replace everything, or append and add columns."""
 
     adds: Sequence[AddAction]
     removes: Sequence[StoredFile] = ()
     replacement: pa.Table | None = None
+    growth: pa.Table | None = None
 
 
 @dataclass(slots=True)
@@ -167,6 +169,7 @@ class Committer:
         metadata: Mapping[str, Any] | None = None,
         replacement: pa.Table | None = None,
         removes: Sequence[StoredFile] = (),
+        growth: pa.Table | None = None,
     ) -> CommitReceipt:
         """Append files and move positions in one table commit, then commit the quarantine files it names.
 
@@ -176,12 +179,14 @@ class Committer:
         Args:
             adds: Data files, already written.
             moves: App id to the move of its position; each ``start`` equals the stored position.
-            rows: Rows in ``adds``.
+            rows: Rows in ``adds`` or ``growth``.
             identities: Further app ids to store, such as which topic id stands behind a name.
             quarantine: Files for the quarantine table, or None.
             metadata: Facts for the commit's metadata.
             replacement: Replace the table's whole content by these rows instead of appending ``adds``.
             removes: Files of the held snapshot that ``adds`` replaces.
+            growth: Rows to be appended instead of ``adds``, in the table's schema grown by columns or nested fields: the new
+                schema is in the same log entry.
 
         Raises:
             CommitConflict: Another writer moved a position or took the fence. Not retryable.
@@ -208,7 +213,7 @@ class Committer:
             facts["quarantine"] = {"number": number, "files": [encode_add(add) for add in quarantine.adds]}
             failpoint("quarantine-written")
         failpoint("files-written")
-        self._commit(_Change(adds, removes, replacement), moves, versions, facts)
+        self._commit(_Change(adds, removes, replacement, growth), moves, versions, facts)
         failpoint("committed")
         self._stored.update(versions)
         if quarantine is not None and quarantine.adds:
@@ -216,6 +221,8 @@ class Committer:
             _commit_quarantine(quarantine.location, self._table_id, versions[_MANIFEST_APP_ID], quarantine.adds)
             failpoint("quarantine-committed")
         self._refresh()
+        if growth is not None:
+            self._columns = arrow_schema(self.handle)
         version = self.handle.version()
         if version != before + 1:
             version = self._find_commit(commit_id, since=before) or version
@@ -253,20 +260,18 @@ class Committer:
         self.commit([], {})
 
     def add_columns(self, schema: pa.Schema) -> None:
-        """Add the columns of ``schema`` that the table does not have yet, as nullable ones.
+        """Add the columns and nested fields of ``schema`` that the table lacks, in a commit of their own.
+
+        Only for rows that cannot be committed yet; others bring their columns with them (``growth``).
 
         Raises:
             TerminalError: The store refuses. Not retryable.
         """
-        from deltalake import Schema
-
-        known = {f.name for f in self.handle.schema().fields}
-        new = pa.schema([f.with_nullable(True) for f in schema if f.name not in known])
-        if len(new):
-            with delta_errors(f"add columns to table '{self.location.label}'"):
-                self.handle.alter.add_columns(list(Schema.from_arrow(new).fields))
-            self._reopen()
-            self._columns = arrow_schema(self.handle)
+        with delta_errors(f"add columns to table '{self.location.label}'"):
+            rows = no_rows(merge_schemas(arrow_schema(self.handle), schema))
+            _grow(self.handle, rows, CommitProperties())
+        self._reopen()
+        self._columns = arrow_schema(self.handle)
 
     def _commit(
         self,
@@ -284,10 +289,12 @@ class Committer:
             )
             try:
                 with delta_errors(f"commit to table '{self.location.label}'"):
-                    if change.replacement is None:
-                        self._append(change, properties)
-                    else:
+                    if change.replacement is not None:
                         _replace(self.handle, change.replacement, properties)
+                    elif change.growth is not None:
+                        _grow(self.handle, change.growth, properties)
+                    else:
+                        self._append(change, properties)
                 return
             except (CommitFailedError, TransientError, TerminalError) as failure:
                 if isinstance(failure, TerminalError) and failure.code != "STORAGE_ERROR":
@@ -409,6 +416,7 @@ class Committer:
         now = arrow_schema(self.handle)
         change = compare_schemas(self._columns, now)
         lost = [*change.missing, *(name for name, _, _ in change.changed), *(name for name, _ in change.recased)]
+        lost += change.shrunk
         if lost:
             raise TerminalError(
                 f"cannot write table '{self.location.label}'",
@@ -436,6 +444,11 @@ class Committer:
 def _replace(handle: DeltaTable, rows: pa.Table, properties: CommitProperties) -> None:
     """Replace the content of the table, schema included, in one commit from the held snapshot."""
     write_deltalake(handle, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
+
+
+def _grow(handle: DeltaTable, rows: pa.Table, properties: CommitProperties) -> None:
+    """Append rows and add the columns and nested fields that only they have, in one commit from the held snapshot."""
+    write_deltalake(handle, rows, mode="append", schema_mode="merge", commit_properties=properties)
 
 
 def _quarantine_app_id(primary_id: str) -> str:

@@ -24,8 +24,9 @@ from waxlake.stream.clock import Clock
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import PositionMoved, WaxlakeError
 from waxlake.stream.failpoints import failpoint
+from waxlake.stream.growth import merge_schemas
 from waxlake.stream.position import app_id
-from waxlake.stream.schema import cast_exact, delta_schema
+from waxlake.stream.schema import cast_exact, compare_schemas, delta_schema
 
 __all__ = ["DeltaSink", "DeltaTarget", "FlushPolicy", "Output", "RowStore", "SinkControl", "TableWriter"]
 
@@ -168,6 +169,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._rejected_schema: pa.Schema | None = None
         self._schema = pa.schema([])
         self._replacement: pa.Table | None = None
+        self._growth: pa.Table | None = None
         self._moves: dict[str, Move] = {}
         self._identities: dict[str, int] = {}
         self._tally = CommitTally()
@@ -226,23 +228,35 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
             self._note_end(flow, batch)
         if not self._admit(committer, app, batch):
             return
-        replaces = self._target.replaces
-        rows = batch.table if replaces else self._fitted(committer, batch.table, flow)  # may commit what came before
-        now_s = self._clock.now_s()
-        self._note_move(committer, app, batch, now_s)
+        is_growth = self._grows(batch.table) and not self._partial and not batch.is_partial
+        if is_growth:
+            self._flush()  # in the schema that the table has
+        is_whole = is_growth or self._target.replaces
+        rows = batch.table if is_whole else self._fitted(committer, batch.table, flow)  # may commit what came before
+        self._note_move(committer, app, batch)
         self._identities.update(self._sink.control.identities.get(flow, {}))
         self._tally.add(batch, flow)
-        if replaces:
+        self._keep(batch, rows, is_growth=is_growth)
+        if is_growth:
+            self._flush()
+            self._read_schema(committer)
+
+    def _keep(self, batch: MicroBatch, rows: pa.Table, *, is_growth: bool) -> None:
+        """Keep the rows of a batch for the next commit."""
+        if self._target.replaces:
             if batch.end > batch.start:
-                self._replacement = batch.table
+                self._replacement = rows
+        elif is_growth:
+            grown = merge_schemas(self._schema, delta_schema(rows.schema))
+            self._growth = cast_exact(rows, grown, what=f"table '{self._target.location.label}'")
         else:
             self._rows.append(rows)
         if batch.rejected is not None and batch.rejected.num_rows:
             self._reject(batch.rejected)
         if batch.table.num_rows or batch.rejected is not None or self._replacement is not None:
-            self._since_s = self._since_s or now_s
+            self._since_s = self._since_s or self._clock.now_s()
 
-    def _note_move(self, committer: Committer, app: str, batch: MicroBatch, now_s: float) -> None:
+    def _note_move(self, committer: Committer, app: str, batch: MicroBatch) -> None:
         """Note how far the batch moves its partition, and whether what it belongs to has ended."""
         if batch.is_partial:
             self._partial.add(app)
@@ -252,7 +266,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         start = move.start if move else committer.stored(app)
         if start != batch.end:
             self._moves[app] = Move(start=start, end=batch.end)
-            self._moved_since_s = self._moved_since_s or now_s
+            self._moved_since_s = self._moved_since_s or self._clock.now_s()
 
     def _admit(self, committer: Committer, app: str, batch: MicroBatch) -> bool:
         """Return whether the batch is new; stop if it neither follows the position nor ends before it."""
@@ -293,14 +307,18 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
     def _read_schema(self, committer: Committer) -> None:
         self._schema = arrow_schema(committer.handle)
 
+    def _grows(self, table: pa.Table) -> bool:
+        """Return whether rows have columns, or nested fields, that the table lacks: both go into one commit, alone."""
+        if self._target.replaces or not table.num_rows or table.schema.equals(self._schema):
+            return False
+        change = compare_schemas(self._schema, delta_schema(table.schema))
+        return bool(change.added or change.grown)
+
     def _fitted(self, committer: Committer, table: pa.Table, flow: str) -> pa.Table:
         """Return the rows in the table's schema; columns the table lacks are added to it first."""
         if table.num_rows == 0 or table.schema.equals(self._schema):
             return table
-        known = set(self._schema.names)
-        if any(name not in known for name in table.column_names):
-            if self._rows.rows and not self._partial:  # files that are open have the old columns
-                self._flush()
+        if self._grows(table):  # in the middle of what has to be committed as a whole
             committer.add_columns(delta_schema(table.schema))
             self._read_schema(committer)
         return cast_exact(table, self._schema, what=f"table '{self._target.location.label}'")
@@ -353,7 +371,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         """Commit everything taken so far."""
         if self._committer is None or not self._moves:
             return
-        rows = self._rows.rows
+        rows = self._rows.rows if self._growth is None else self._growth.num_rows
         quarantine = None
         if self._rejected is not None and self._target.quarantine is not None and self._rejected.rows:
             rejected_rows = self._rejected.rows
@@ -368,9 +386,10 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
             metadata=self._facts(output),
             replacement=self._replacement,
             removes=output.removes,
+            growth=self._growth,
         )
         self._committed(output)
-        self._moves, self._tally, self._replacement = {}, CommitTally(), None
+        self._moves, self._tally, self._replacement, self._growth = {}, CommitTally(), None, None
         self._since_s = self._moved_since_s = None
         self._is_ending = False
         self._sink.control.on_commit(receipt)

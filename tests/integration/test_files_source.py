@@ -224,10 +224,10 @@ def test_an_inferred_schema_is_remembered(lab: FilesLab) -> None:
     lab.schema = None
     first = lab.write("a.json", [{"id": 1}])
     flow = Flow()
-    run(lab.connector(), flow)
+    run(lab.connector(schema_evolution_mode="rescue"), flow)
     lab.write("b.json", [{"id": "x", "more": True}, {"id": 2}])
     first.unlink()
-    run(lab.connector(), flow)
+    run(lab.connector(schema_evolution_mode="rescue"), flow)
     assert ids(flow) == [1, None, 2]
     assert json.loads(flow.rows[1]["_rescued_data"]) == {
         "id": "x",

@@ -42,6 +42,7 @@ from waxlake.pipeline.transform import Outcome, Transform, mentioned
 from waxlake.stream.changes import UNCHANGED_COLUMNS
 from waxlake.stream.delta_table import TableLocation, arrow_schema
 from waxlake.stream.errors import DefinitionError
+from waxlake.stream.growth import merged_type
 from waxlake.stream.schema import compare_schemas, delta_schema, no_rows
 from waxlake.stream.source import Connector, Sharing
 
@@ -75,6 +76,7 @@ class CheckedFlow:
         columns: Source columns it uses.
         gates: Datasets that must be up to date before a triggered run reads it.
         partitions: Source partitions whose batches it takes; None for all.
+        fixed: Declared columns of its table, where that keeps the source from adding any; None otherwise.
     """
 
     flow: Flow
@@ -84,6 +86,7 @@ class CheckedFlow:
     columns: frozenset[str]
     gates: tuple[str, ...]
     partitions: frozenset[str] | None = None
+    fixed: pa.Schema | None = None
 
     def takes(self, partition: str) -> bool:
         """Return whether the flow takes the batches of a source partition."""
@@ -199,8 +202,13 @@ class CheckedGraph:
             self.schemas[name] = arrow_schema(self.external(name).open())
         return self.schemas[name]
 
-    def connector(self, read: Read) -> Connector:
-        """Return the connector of a read."""
+    def connector(self, read: Read, *, fixed: pa.Schema | None = None) -> Connector:
+        """Return the connector of a read.
+
+        Args:
+            read: What is read.
+            fixed: Columns of a table that does not grow.
+        """
         spec = self.graph.spec
         if isinstance(read, KafkaRead):
             from connectors.kafka import KafkaConnector
@@ -218,7 +226,8 @@ class CheckedGraph:
                 )
             settings = read.settings.model_copy(update=update)
             key = repr((read.settings.path, settings.format, settings.path_glob_filter, settings.recursive))
-            return FilesConnector(settings, ledger=spec.ledger_location(hashlib.sha256(key.encode()).hexdigest()[:16]))
+            ledger = spec.ledger_location(hashlib.sha256(key.encode()).hexdigest()[:16])
+            return FilesConnector(settings, ledger=ledger, fixed=fixed)
         if isinstance(read, DatabaseRead):
             return read.settings.connector(spec.ledger_location)
         assert isinstance(read, TableRead)
@@ -278,7 +287,8 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
 
 
 def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch: Branch) -> CheckedFlow:
-    connector = checked.connector(branch.read)
+    fixed = _fixed_columns(dataset, flow, branch)
+    connector = checked.connector(branch.read, fixed=fixed)
     empty = connector.empty()
     expectations = flow_expectations(dataset, flow)
     rules = [rule.sql for rule in expectations]
@@ -313,6 +323,7 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
         columns=frozenset(visible),
         gates=gates,
         partitions=connector.takes() if isinstance(connector, Sharing) else None,
+        fixed=fixed,
     )
 
 
@@ -322,6 +333,22 @@ def _columns_of_changes(flow: Flow, metadata_columns: Sequence[str]) -> frozense
         return frozenset()
     texts = flow.changes.texts
     return frozenset(n for n in metadata_columns if n == UNCHANGED_COLUMNS or any(n in text for text in texts))
+
+
+def _fixed_columns(dataset: Dataset, flow: Flow, branch: Branch) -> pa.Schema | None:
+    """Return the declared columns of a table, which keep its files from adding any: those stay in ``_rescued_data``."""
+    schema = dataset.definition.schema
+    if schema is None or not isinstance(branch.read, FilesRead) or not branch.read.settings.evolves:
+        return None
+    if branch.read.settings.schema_evolution_mode is not None:
+        raise DefinitionError(
+            f"flow '{flow.name}' cannot add columns to table '{dataset.name}'",
+            where=flow.where,
+            code="EVOLUTION_OF_DECLARED_TABLE",
+            found=f"schema_evolution_mode={branch.read.settings.schema_evolution_mode!r} and a declared schema= of the table",
+            remedy="Leave out schema= of the table, or the mode: new fields then stay in _rescued_data",
+        )
+    return delta_schema(schema)
 
 
 def _statics(steps: Sequence[Step], flow: Flow) -> tuple[str, ...]:
@@ -335,7 +362,10 @@ def _merged(dataset: Dataset, compiled: Sequence[CheckedFlow]) -> pa.Schema:
     for part in compiled:
         for item in part.transform.output:
             known = fields.setdefault(item.name, item)
-            if known.type != item.type:
+            both = merged_type(known.type, item.type)
+            if both is not None:
+                fields[item.name] = known.with_type(both)
+            else:
                 raise DefinitionError(
                     f"the flows of table '{dataset.name}' do not agree on column '{item.name}'",
                     where=part.flow.where,

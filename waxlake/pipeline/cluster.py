@@ -26,7 +26,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from waxlake.stream.errors import InternalError, TerminalError, WaxlakeError
+from waxlake.stream.errors import InternalError, SchemaGrown, TerminalError, WaxlakeError
 
 if TYPE_CHECKING:
     from waxlake.pipeline.run import RunOptions, UpdateResult
@@ -169,14 +169,39 @@ def cluster_from_arguments(arguments: Sequence[str], environ: Mapping[str, str])
 def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
     """Run one update in several processes of this machine, and wait for all of them.
 
-    SIGTERM and SIGINT are handed on to them; when one dies, the others are ended.
+    SIGTERM and SIGINT are handed on to them; when one dies, the others are ended. When it ended because a source has new
+    columns, all are started again.
 
     Raises:
         TerminalError: A process failed. What was committed stays; a later run goes on from there.
     """
-    from waxlake.pipeline.run import UpdateResult, draining_on_signals
+    from waxlake.pipeline.run import UpdateResult
 
     started_s = time.monotonic()
+    mode, processes = options.mode or spec.mode, options.processes
+    is_draining = threading.Event()
+    codes = [SchemaGrown.exit_code]
+    while SchemaGrown.exit_code in codes and not is_draining.is_set():
+        codes = _run_children(spec, options, is_draining)
+    bad = [(i, code) for i, code in enumerate(codes) if code != 0]
+    if bad and not (is_draining.is_set() and SchemaGrown.exit_code in codes):
+        raise TerminalError(
+            f"pipeline '{spec.name}' failed in {len(bad)} of {processes} processes",
+            code="PROCESS_FAILED",
+            found=", ".join(f"process {i} ended with {code}" for i, code in bad),
+            remedy="Their messages are above. Nothing is lost: run again",
+        )
+    return UpdateResult(
+        update_id="",
+        state="CANCELED" if is_draining.is_set() and mode == "triggered" else "COMPLETED",
+        duration_s=time.monotonic() - started_s,
+    )
+
+
+def _run_children(spec: Spec, options: RunOptions, is_draining: threading.Event) -> list[int]:
+    """Start all processes, wait for them, and return how each ended."""
+    from waxlake.pipeline.run import draining_on_signals
+
     mode, processes = options.mode or spec.mode, options.processes
     addresses = ";".join(f"127.0.0.1:{port}" for port in _free_ports(processes))
     environ = {
@@ -196,7 +221,6 @@ def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
         )
         for i in range(processes)
     ]
-    is_draining = threading.Event()
 
     def drain() -> None:
         is_draining.set()
@@ -212,19 +236,7 @@ def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
         _signal_all(children, signal.SIGTERM)
         for child in children:
             _end(child)
-    bad = [(i, child.returncode) for i, child in enumerate(children) if child.returncode != 0]
-    if bad:
-        raise TerminalError(
-            f"pipeline '{spec.name}' failed in {len(bad)} of {processes} processes",
-            code="PROCESS_FAILED",
-            found=", ".join(f"process {i} ended with {code}" for i, code in bad),
-            remedy="Their messages are above. Nothing is lost: run again",
-        )
-    return UpdateResult(
-        update_id="",
-        state="CANCELED" if is_draining.is_set() and mode == "triggered" else "COMPLETED",
-        duration_s=time.monotonic() - started_s,
-    )
+    return [child.returncode for child in children]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -91,6 +91,7 @@ def _read_control(checked: CheckedGraph, group: SourceGroup, plan: RunPlan, stat
         gate=lambda: state.gate(group),
         on_error=lambda error: state.fail_group(group, error),
         on_retry=lambda error, wait_s: state.retrying(group, error, wait_s),
+        on_growth=state.grow,
         durable=dict if checked.is_shadow else durable_positions(checked, group, plan.sources[group.key]),
         give_up_after_s=checked.graph.spec.give_up_after if plan.is_bounded else None,
         fan_out=len(group.flows),

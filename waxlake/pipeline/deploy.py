@@ -4,6 +4,7 @@
 mode, ``WAXLAKE_PARAMS`` (JSON) its configuration, ``WAXLAKE_REFRESH`` (names, comma between) its choice of tables;
 ``WAXLAKE_PROGRESS`` (``lines`` or ``json``) reports on stdout, and ``WAXLAKE_METRICS_PORT`` serves Prometheus metrics.
 Bytewax itself runs the dataflow, so an error ends the process with a traceback and a non-zero exit code.
+Exit code 75 means: a source has new columns, they are stored, start again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from bytewax.dataflow import Dataflow
 
 if TYPE_CHECKING:
     from waxlake.pipeline.progress import Listener
+    from waxlake.pipeline.run import PreparedRun
 
 __all__ = ["flow"]
 
@@ -57,7 +60,28 @@ def flow() -> Dataflow:
     )
     if cluster.process_id == 0:
         atexit.register(run.report_end)
+    sys.excepthook = _exit_hook(run)
     return run.dataflow
+
+
+def _exit_hook(run: PreparedRun) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
+    """Return what ends the process at an error: new columns are said in a line and by the exit code."""
+
+    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        from waxlake.pipeline.run import report_growth
+
+        sys.last_value = error
+        if not run.state.growth:
+            sys.__excepthook__(kind, error, trace)
+            return
+        report_growth(run.report, run.state.growth)
+        cause = run.state.growth[0]
+        atexit._run_exitfuncs()
+        sys.stderr.write(f"{cause}\n")
+        sys.stderr.flush()
+        os._exit(cause.exit_code)
+
+    return end
 
 
 def _listeners(environ: Mapping[str, str]) -> list[Listener]:

@@ -24,6 +24,7 @@ EVENT_TYPES = (
     "dataset_definition",
     "operation_progress",
     "data_loss",
+    "schema_evolution",
 )
 _IDS = uuid.UUID("5d6c9f0e-3c0f-4f0b-9b1e-7a4c0b6f1f63")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

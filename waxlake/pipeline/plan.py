@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
@@ -17,6 +17,7 @@ from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
+from waxlake.stream.growth import merge_schemas
 from waxlake.stream.position import (
     MAX_POSITION,
     RowPosition,
@@ -25,7 +26,7 @@ from waxlake.stream.position import (
     identity_version,
     sources_app_id,
 )
-from waxlake.stream.schema import compare_schemas
+from waxlake.stream.schema import compare_schemas, no_rows
 from waxlake.stream.source import Connector, Sharing, SourcePlan, SourceState, StartingOver, plan_partitions
 
 __all__ = [
@@ -122,7 +123,7 @@ def source_groups(checked: CheckedGraph) -> list[SourceGroup]:
 def _shares_read(one: CheckedFlow, other: CheckedFlow) -> bool:
     if isinstance(one.connector, Sharing):
         return isinstance(other.connector, Sharing) and one.connector.source_key() == other.connector.source_key()
-    return one.read == other.read and one.gates == other.gates
+    return one.read == other.read and one.gates == other.gates and one.fixed == other.fixed
 
 
 def _group_connector(group: Sequence[CheckedFlow]) -> Connector:
@@ -146,7 +147,9 @@ def _gates(checked: CheckedGraph, group: Sequence[CheckedFlow]) -> tuple[str, ..
 
 
 def prepare_tables(checked: CheckedGraph) -> None:
-    """Create what is missing, add new columns, and finish what a crash left undone.
+    """Create what is missing, and finish what a crash left undone.
+
+    A table gets new columns in the commit that holds their first rows; its quarantine table gets them here.
 
     Raises:
         TerminalError: The storage is not writable. Not retryable.
@@ -176,8 +179,6 @@ def claim_tables(checked: CheckedGraph, run_number: int) -> None:
 def _prepared(
     location: TableLocation, checked: CheckedGraph, dataset: Dataset, *, is_quarantine: bool = False
 ) -> DeltaTable:
-    from deltalake import Schema
-
     schema = checked.schemas[dataset.name + QUARANTINE_SUFFIX if is_quarantine else dataset.name]
     if not location.exists():
         definition = dataset.definition
@@ -188,13 +189,11 @@ def _prepared(
             properties=None if is_quarantine else definition.properties,
         )
     handle = location.open()
-    added = compare_schemas(arrow_schema(handle), schema).added
-    if added and dataset.kind != "materialized_view":
+    change = compare_schemas(arrow_schema(handle), schema)
+    if is_quarantine and (change.added or change.grown):
         with delta_errors(f"add columns to table '{location.label}'"):
-            import pyarrow as pa
-
-            fields = Schema.from_arrow(pa.schema([f.with_nullable(True) for f in added])).fields
-            handle.alter.add_columns(list(fields))
+            rows = no_rows(merge_schemas(arrow_schema(handle), schema))
+            write_deltalake(handle, rows, mode="append", schema_mode="merge")
     return handle
 
 

@@ -20,6 +20,7 @@ from sinks.delta.protocol import new_run_number
 from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import Cluster, run_processes
 from waxlake.pipeline.compile import build_dataflow
+from waxlake.pipeline.definitions import FilesRead
 from waxlake.pipeline.events import Event, EventLog, backfill_from_commits, make_event, progress_events
 from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.full_refresh import finish_full_refreshes, forget_positions, refresh_in_full
@@ -36,9 +37,17 @@ from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.selection import RESET_ALLOWED, Selection
 from waxlake.pipeline.spec import Spec
-from waxlake.pipeline.state import RunState
+from waxlake.pipeline.state import Emit, RunState
 from waxlake.pipeline.tables import LatestTables
-from waxlake.stream.errors import InternalError, PositionMoved, SourceChanged, TransientError, UsageError, WaxlakeError
+from waxlake.stream.errors import (
+    InternalError,
+    PositionMoved,
+    SchemaGrown,
+    SourceChanged,
+    TransientError,
+    UsageError,
+    WaxlakeError,
+)
 from waxlake.stream.source import Confirming
 
 __all__ = ["PreparedRun", "RunOptions", "UpdateResult", "draining_on_signals", "prepare_run", "run_update"]
@@ -159,6 +168,11 @@ class PreparedRun:
         return bool(failures) and not self.state.is_stopping and all(isinstance(e, SourceChanged) for e in failures)
 
     @property
+    def growth(self) -> Sequence[SchemaGrown]:
+        """Sources that have new columns: the run is to be planned again with them, unless it was asked to end."""
+        return [] if self.state.is_stopping else self.state.growth
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self.plan.sources
@@ -176,6 +190,12 @@ class PreparedRun:
             tables=dict(self.report.rows),
             duration_s=time.monotonic() - self.started_s,
         )
+        if self.growth:
+            raise InternalError(
+                f"planning again did not add what was found: {self.growth[0].what}",
+                code="SCHEMA_NOT_GROWN",
+                remedy="No row is lost. Please report this with the event log",
+            )
         if self.state.failures:
             error = next(iter(self.state.failures.values()))
             self.fail(error)
@@ -256,6 +276,7 @@ def prepare_run(
     claims: bool = False,
     checked: CheckedGraph | None = None,
     refresh: Selection | None = None,
+    before: PreparedRun | None = None,
 ) -> PreparedRun:
     """Load, check and plan an update, and compile it.
 
@@ -270,6 +291,7 @@ def prepare_run(
         claims: Take the fence of every table before positions are read: another run is known to write them.
         checked: The pipeline, if it was checked already; else it is loaded from its files.
         refresh: Which of its tables to bring up to date; None for all.
+        before: The part of the same update that this one goes on from.
 
     Raises:
         WaxlakeError: A definition is wrong, a source or table cannot be used.
@@ -278,23 +300,32 @@ def prepare_run(
     mode = mode or spec.mode
     if mode not in ("triggered", "continuous"):
         raise UsageError("unknown mode", code="OPTION_INVALID", found=mode, expected="triggered or continuous")
-    if checked is None:
-        checked = check_graph(load_graph(spec))
-        checked.selected = refresh.tables(checked.graph) if refresh is not None else None
-    groups = source_groups(checked)
+    graphs = [] if checked is None else [checked]
+
+    def check_here() -> CheckedGraph:
+        if not graphs:
+            graph = check_graph(load_graph(spec))
+            graph.selected = refresh.tables(graph.graph) if refresh is not None else None
+            graphs.append(graph)
+        return graphs[0]
 
     def plan_here() -> RunPlan:
-        finish_full_refreshes(checked.graph)
+        here = check_here()
+        finish_full_refreshes(here.graph)
         run_number = new_run_number()
-        prepare_tables(checked)
+        prepare_tables(here)
         if claims:
-            claim_tables(checked, run_number)
-        return make_plan(checked, groups, is_bounded=mode == "triggered", run_number=run_number)
+            claim_tables(here, run_number)
+        return make_plan(here, source_groups(here), is_bounded=mode == "triggered", run_number=run_number)
 
     plan = cluster.share(plan_here) if cluster is not None else plan_here()
-    report = _Reporter(spec, plan.update_id, listeners)
+    # Other processes look only now: what the first one has inferred of its sources is stored by then.
+    checked = check_here()
+    groups = source_groups(checked)
+    plan.update_id = plan.update_id if before is None else before.plan.update_id
+    report = _Reporter(spec, plan.update_id, listeners) if before is None else before.report
     if cluster is None or cluster.process_id == 0:
-        _report_start(report, checked, plan, mode)
+        _report_start(report, checked, plan, mode, is_planned_again=before is not None)
     completion = Completion(checked, plan)
     state = RunState(
         checked.graph,
@@ -318,16 +349,39 @@ def prepare_run(
         completion=completion,
         checked=checked,
         groups=groups,
-        started_s=started_s,
+        started_s=started_s if before is None else before.started_s,
     )
 
 
-def _report_start(report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str) -> None:
-    spec = checked.graph.spec
+def _report_start(
+    report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str, *, is_planned_again: bool
+) -> None:
+    if not is_planned_again:
+        _report_creation(report, checked, plan, mode)
+    _report_plan(report, checked, plan)
+
+
+def _report_creation(report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str) -> None:
     asked: dict[str, Any] = {"mode": mode}
     if checked.selected is not None:
         asked["full_refresh_selection" if checked.is_shadow else "refresh_selection"] = sorted(checked.selected)
     report("create_update", f"update {plan.update_id} starts ({mode})", details={"create_update": asked})
+    _report_unwidened(report, checked)
+
+
+def _report_unwidened(report: _Reporter, checked: CheckedGraph) -> None:
+    """Say once an update that types are not widened where that was asked for: nothing here writes it to a Delta table."""
+    for part in checked.flows:
+        if isinstance(part.read, FilesRead) and part.read.settings.evolution.endswith("type_widening"):
+            text = (
+                f"types of {part.connector.name} are not widened: Delta tables are written without type widening. "
+                "New columns are added; a value that does not fit its column stays in _rescued_data"
+            )
+            report("schema_evolution", text, level="WARN", dataset=part.flow.target, flow=part.flow.name)
+
+
+def _report_plan(report: _Reporter, checked: CheckedGraph, plan: RunPlan) -> None:
+    spec = checked.graph.spec
     for name in checked.graph.order:
         dataset = checked.graph.datasets[name]
         if dataset.kind == "quarantine":
@@ -422,34 +476,57 @@ def _update(
     """Run one update in this process; ``check`` returns the pipeline if it is not the one of the spec's files."""
     log = EventLog(spec.events_location())
     try:
-        attempt = 0
-        while True:
-            run = prepare_run(
-                spec,
-                [log, *listeners],
-                mode=options.mode,
-                workers=options.workers,
-                stopping=stopping,
-                claims=attempt > 0,
-                checked=check() if check is not None else None,
-                refresh=options.selection,
-            )
-            _run_once(run, options.workers)
-            if not run.has_changed_source:
-                attempt += 1
-            if not run.has_changed_source and (attempt == _PLANS or not run.was_overtaken):
-                break
-            run.confirm()
-            reason = "a source has new columns" if run.has_changed_source else "an older run moved the tables meanwhile"
-            run.report(
-                "update_progress",
-                f"{reason}; planning again",
-                level="WARN",
-                details={"update_progress": {"state": "RESETTING"}},
-            )
-        return run.finish()
+        return _run_to_end(spec, options, [log, *listeners], stopping, check)
     finally:
         log.close()
+
+
+def _run_to_end(
+    spec: Spec,
+    options: RunOptions,
+    listeners: Sequence[Listener],
+    stopping: threading.Event,
+    check: Callable[[], CheckedGraph] | None,
+) -> UpdateResult:
+    """Plan and run; plan again where sources have new columns, or an older run was in the way."""
+    run: PreparedRun | None = None
+    overtaken, grown = 0, ""
+    while True:
+        run = prepare_run(
+            spec,
+            listeners,
+            mode=options.mode,
+            workers=options.workers,
+            stopping=stopping,
+            claims=overtaken > 0,
+            checked=check() if check is not None else None,
+            refresh=options.selection,
+            before=run,
+        )
+        _run_once(run, options.workers)
+        if run.growth and str(run.growth[0]) != grown:
+            grown = str(run.growth[0])
+            report_growth(run.report, run.growth)
+        elif run.has_changed_source:
+            _report_reset(run, "a source has new columns")
+        elif run.was_overtaken and overtaken + 1 < _PLANS:
+            overtaken += 1
+            _report_reset(run, "an older run moved the tables meanwhile")
+        else:
+            return run.finish()
+        run.confirm()
+
+
+def _report_reset(run: PreparedRun, reason: str) -> None:
+    details = {"update_progress": {"state": "RESETTING"}}
+    run.report("update_progress", f"{reason}; planning again", level="WARN", details=details)
+
+
+def report_growth(report: Emit, growth: Sequence[SchemaGrown]) -> None:
+    """Report the columns that sources have got, once each."""
+    for text, error in {error.what: error for error in growth}.items():
+        details = {"schema_evolution": {"added": error.facts.get("added"), "file": error.facts.get("file")}}
+        report("schema_evolution", f"{text}, {error.found}", details=details)
 
 
 def _run_once(run: PreparedRun, workers: int) -> None:

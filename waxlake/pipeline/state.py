@@ -10,7 +10,7 @@ from sinks.delta import CommitReceipt
 from waxlake.pipeline.graph import Graph
 from waxlake.pipeline.plan import Completion, SourceGroup
 from waxlake.stream.clock import Clock
-from waxlake.stream.errors import CommitConflict, SourceChanged, TransientError, WaxlakeError
+from waxlake.stream.errors import CommitConflict, SchemaGrown, SourceChanged, TransientError, WaxlakeError
 
 __all__ = ["Emit", "RunState"]
 
@@ -65,6 +65,7 @@ class RunState:
         self._lock = threading.Lock()
         self.failures: dict[str, WaxlakeError] = {}
         self.skipped: set[str] = set()
+        self.growth: list[SchemaGrown] = []
         self._open_groups: set[str] = set()
         self._looked_at_s: dict[str, float] = {}
         self._clock = Clock()
@@ -72,6 +73,17 @@ class RunState:
     def drain(self) -> None:
         """Ask every source to end: what is in flight is committed, nothing more is read."""
         self._draining.set()
+
+    def grow(self, error: SchemaGrown) -> bool:
+        """Note that a source has new columns: the run drains, to be planned again with them; return whether it can.
+
+        One of several processes cannot: it ends, and whoever started them starts them again.
+        """
+        with self._lock:
+            self.growth.append(error)
+        if self._isolates:
+            self.drain()
+        return self._isolates
 
     @property
     def is_stopping(self) -> bool:

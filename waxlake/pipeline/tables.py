@@ -11,6 +11,7 @@ from deltalake import DeltaTable
 
 from waxlake.stream.clock import Clock
 from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.growth import added_fields, merge_schemas
 from waxlake.stream.schema import no_rows
 
 if TYPE_CHECKING:
@@ -55,25 +56,25 @@ class LatestTables:
         location = dataset.location if dataset is not None else self._checked.external(name)
         assert location is not None
         with self._lock:
-            return self._rows(name, location)
+            return self._rows(name, location, None if dataset is None else self._checked.schema_of(name))
 
     def version(self, name: str) -> int:
         """Return the version that ``name`` was last returned at."""
         return self._held[name].version
 
-    def _rows(self, name: str, location: TableLocation) -> Any:
+    def _rows(self, name: str, location: TableLocation, schema: pa.Schema | None) -> Any:
         now_s = self._clock.now_s()
         held = self._held.get(name)
         if held is not None and now_s - held.checked_at_s < self._max_age_s:
             return held.rows
         if held is None:
             handle = location.open()
-            held = self._held[name] = _Held(handle, handle.version(), _load(handle, location), now_s)
+            held = self._held[name] = _Held(handle, handle.version(), _load(handle, location, schema), now_s)
             return held.rows
         with delta_errors(f"read table '{location.label}'"):
             held.handle.update_incremental()
         if held.handle.version() != held.version:
-            held.version, held.rows = held.handle.version(), _load(held.handle, location)
+            held.version, held.rows = held.handle.version(), _load(held.handle, location, schema)
         held.checked_at_s = now_s
         return held.rows
 
@@ -89,8 +90,11 @@ class EmptyTables:
         return no_rows(self._checked.schema_of(name))
 
 
-def _load(handle: DeltaTable, location: TableLocation) -> Any:
+def _load(handle: DeltaTable, location: TableLocation, schema: pa.Schema | None) -> Any:
+    """Return the rows; a column that the table is to have, but got no row with yet, is NULL."""
     with delta_errors(f"read table '{location.label}'"):
         sizes = pa.table(handle.get_add_actions(flatten=False)).column("size_bytes").to_pylist()
         dataset = handle.to_pyarrow_dataset()
+        if schema is not None and added_fields(dataset.schema, schema):
+            dataset = dataset.replace_schema(merge_schemas(dataset.schema, schema))
         return dataset.to_table() if sum(sizes) <= _IN_MEMORY_BYTES else dataset

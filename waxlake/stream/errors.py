@@ -8,6 +8,7 @@
     │   └── ExpectationFailed     an `expect_or_fail` rule met a row that breaks it
     ├── ExternalError             something outside is not as it must be
     │   ├── TransientError        it may pass: retried with back-off
+    │   ├── SchemaGrown           a source has new columns; planning again adds them (exit code 75)
     │   └── TerminalError         it will not pass by itself
     │       ├── SourceMoved       the source no longer holds what the table expects next
     │       ├── SourceChanged     the source has columns that the plan does not know; planning again settles it
@@ -32,6 +33,7 @@ __all__ = [
     "InternalError",
     "PositionMoved",
     "SchemaError",
+    "SchemaGrown",
     "SourceChanged",
     "SourceMoved",
     "TerminalError",
@@ -140,6 +142,15 @@ class TransientError(ExternalError):
     """It may pass: a broker that is away, a store that throttles. Retryable."""
 
     is_retryable: ClassVar[bool] = True
+
+
+class SchemaGrown(ExternalError):
+    """A source has columns that the run was not planned with. They are stored: planning again reads on with them.
+
+    Not retryable as it is; a run in one process plans again by itself. Exit code 75, for whoever restarts a process.
+    """
+
+    exit_code: ClassVar[int] = 75
 
 
 class TerminalError(ExternalError):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waxlake.stream.errors import SchemaError, shorten
+from waxlake.stream.growth import lost_fields, merged_type
 
 __all__ = ["SchemaChange", "cast_exact", "compare_schemas", "delta_schema", "no_rows"]
 
@@ -28,7 +29,9 @@ class SchemaChange:
     Attributes:
         added: Fields that only the new schema has.
         missing: Names that only the stored schema has.
-        changed: (name, stored type, new type) where both have the name with another type.
+        changed: (name, stored type, new type) where both have the name with a type that does not fit.
+        grown: Names of columns that have further nested fields in the new schema.
+        shrunk: Paths of nested fields that only the stored schema has.
         recased: (stored name, new name) where the names differ only in case; such a name is neither added nor missing.
     """
 
@@ -36,10 +39,12 @@ class SchemaChange:
     missing: tuple[str, ...] = ()
     changed: tuple[tuple[str, pa.DataType, pa.DataType], ...] = ()
     recased: tuple[tuple[str, str], ...] = ()
+    grown: tuple[str, ...] = ()
+    shrunk: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether anything differs."""
-        return bool(self.added or self.missing or self.changed or self.recased)
+        return any((self.added, self.missing, self.changed, self.recased, self.grown, self.shrunk))
 
 
 def compare_schemas(stored: pa.Schema, new: pa.Schema) -> SchemaChange:
@@ -60,9 +65,15 @@ def compare_schemas(stored: pa.Schema, new: pa.Schema) -> SchemaChange:
         changed=tuple(
             (field.name, stored.field(field.name).type, field.type)
             for field in both
-            if stored.field(field.name).type != field.type
+            if merged_type(stored.field(field.name).type, field.type) is None
         ),
         recased=tuple((old, name) for name, old in recased.items()),
+        grown=tuple(
+            f.name
+            for f in both
+            if merged_type(stored.field(f.name).type, f.type) not in (None, stored.field(f.name).type)
+        ),
+        shrunk=tuple(lost_fields(stored, pa.schema(both))),
     )
 
 

@@ -20,7 +20,7 @@ from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.clock import Clock, utc_now
 from waxlake.stream.delta_table import delta_errors
-from waxlake.stream.errors import SourceMoved, TransientError, WaxlakeError
+from waxlake.stream.errors import SchemaGrown, SourceMoved, TransientError, WaxlakeError
 
 __all__ = [
     "Confirming",
@@ -113,6 +113,8 @@ class Reader(Protocol):
         Raises:
             TransientError: Retried by the caller with back-off.
             SourceMoved: What should come next is gone. Not retryable.
+            SchemaGrown: What comes next has columns that the reader was not opened with; they are stored. Positions stay
+                before it.
         """
         ...
 
@@ -323,6 +325,8 @@ class ReadControl:
         gate: ``wait`` until upstream tables are there, ``go``, or ``skip`` the source altogether.
         on_error: Told of an error that stops the source; returns whether it was taken care of (else it is raised).
         on_retry: Told of a transient error and the seconds until the next attempt.
+        on_growth: Told of new columns of the source; returns whether the run ends soon and is planned again (else the
+            error is raised).
         durable: Returns the position up to which every table holds a partition, for sources that are told of it.
         give_up_after_s: Seconds of one transient error after which a bounded read fails; None retries for ever.
         budget_bytes: Most bytes in flight.
@@ -333,6 +337,7 @@ class ReadControl:
     gate: Callable[[], str] = lambda: "go"
     on_error: Callable[[WaxlakeError], bool] = lambda error: False
     on_retry: Callable[[TransientError, float], None] = lambda error, wait_s: None
+    on_growth: Callable[[SchemaGrown], bool] = lambda error: False
     durable: Callable[[], Mapping[str, int]] = dict
     give_up_after_s: float | None = 60.0
     budget_bytes: int = 256 << 20
@@ -428,6 +433,10 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
                 return self._next()
         except TransientError as error:
             return self._retry(error)
+        except SchemaGrown as error:
+            if self._reader is None or not self._control.on_growth(error):
+                raise
+            return self._end(self._reader)
         except WaxlakeError as error:
             return self._stop(error)
 
