@@ -123,3 +123,39 @@ def w():
     assert shop.rows("orders", "id", "the amount", "place") == [(1, "15.0", "de"), (2, "5.0", "de"), (4, "30.0", "fr")]
     assert shop.rows("v", "a", "m") == [("15.0", "2026/01"), ("30.0", "2026/01"), ("5.0", "2026/01")]
     assert shop.rows("w", "id", "amount") == [(1, "15.0"), (2, "5.0")]
+
+
+def test_auto_cdc_in_sql(shop: Project) -> None:
+    shop.write(
+        "flows/shop.sql",
+        """
+        CREATE STREAMING TABLE changes AS SELECT * FROM STREAM read_files('cdc', format => 'json',
+            schema => 'id BIGINT, name STRING, op STRING, n BIGINT', settle_s => 0);
+        CREATE STREAMING TABLE people;
+        CREATE FLOW merge AS AUTO CDC INTO people FROM STREAM(changes) KEYS (id) APPLY AS DELETE WHEN op = 'd'
+          SEQUENCE BY n COLUMNS * EXCEPT (op, n);
+        CREATE STREAMING TABLE history;
+        CREATE FLOW keep AS AUTO CDC INTO history FROM STREAM(changes) KEYS (id) APPLY AS DELETE WHEN op = 'd'
+          SEQUENCE BY n COLUMNS * EXCEPT (op, n) STORED AS SCD TYPE 2;
+        """,
+    )
+    changes = [(1, "Ann", "i", 1), (2, "Bob", "i", 2), (1, "Anna", "u", 4), (1, "Anne", "u", 3), (2, None, "d", 5)]
+    for index, (key, name, op, n) in enumerate(changes):
+        shop.land(f"{index}.json", {"id": key, "name": name, "op": op, "n": n}, folder="cdc")
+
+    shop.run()
+
+    assert shop.rows("people", "id", "name") == [(1, "Anna")]
+    assert shop.rows("history", "id", "name", "__START_AT", "__END_AT") == [
+        (1, "Ann", 1, 3),
+        (1, "Anna", 4, None),
+        (1, "Anne", 3, 4),
+        (2, "Bob", 2, 5),
+    ]
+
+    shop.run("--full-refresh-all")
+    assert shop.rows("people", "id", "name") == [(1, "Anna")]
+    shop.land("9.json", {"id": 2, "name": "late", "op": "u", "n": 4}, folder="cdc")
+    shop.run()
+    assert shop.rows("people", "id", "name") == [(1, "Anna")]
+    assert (2, "late", 4, 5) in shop.rows("history", "id", "name", "__START_AT", "__END_AT")

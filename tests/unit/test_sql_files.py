@@ -137,6 +137,43 @@ def test_a_flow_into_a_table_that_has_none(tmp_path: Path) -> None:
     assert flow.where.endswith("definitions.sql:2:24")
 
 
+def test_changes_merged_into_a_table(tmp_path: Path) -> None:
+    registry = load(
+        tmp_path,
+        """CREATE STREAMING TABLE customers;
+           CREATE FLOW c AS AUTO CDC INTO customers FROM STREAM(changes) KEYS (id, "a b")
+             APPLY AS DELETE WHEN op = 'delete' AND (a > 1) SEQUENCE BY struct(ts, n) COLUMNS * EXCEPT (op, n)
+             STORED AS SCD TYPE 2 TRACK HISTORY ON name, city IGNORE NULL UPDATES;
+           APPLY CHANGES INTO customers FROM STREAM read_files('in', format => 'json', schema => 'id INT')
+             KEYS (id) SEQUENCE BY ts""",
+    )
+    first, second = registry.flows()
+    assert (first.name, first.target, first.where.split(".sql")[1]) == ("c", "customers", ":2:24")
+    rules = first.changes
+    assert (rules.keys, rules.sequence_by, rules.scd_type) == (("id", "a b"), "struct(ts, n)", 2)
+    assert rules.apply_as_deletes == "op = 'delete' AND (a > 1)"
+    assert rules.except_column_list == ("op", "n")
+    assert rules.track_history_column_list == ("name", "city")
+    assert rules.ignore_null_updates is True
+    assert first.function().branches[0].read == TableRead(name="changes")
+    assert (second.name, second.changes.sequence_by) == ("customers", "ts")
+
+
+@pytest.mark.parametrize(
+    ("clauses", "says"),
+    [
+        ("KEYS (id)", "expected SEQUENCE BY"),
+        ("SEQUENCE BY ts", "expected KEYS"),
+        ("KEYS (id) KEYS (id) SEQUENCE BY ts", "twice"),
+        ("KEYS id SEQUENCE BY ts", "brackets"),
+        ("KEYS (id) SEQUENCE BY ts STORED AS SCD TYPE 3", "1 or 2"),
+        ("KEYS (id) SEQUENCE BY", "after SEQUENCE BY"),
+    ],
+)
+def test_a_mistake_in_auto_cdc(tmp_path: Path, clauses: str, says: str) -> None:
+    assert says in str(refused(tmp_path, f"CREATE FLOW c AS AUTO CDC INTO t FROM STREAM(s) {clauses}"))
+
+
 def test_configuration_fills_in_values(tmp_path: Path) -> None:
     definition, batch = only(
         tmp_path,

@@ -13,8 +13,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from waxlake.pipeline.auto_cdc import create_auto_cdc_flow
 from waxlake.pipeline.declare import Registry, check_options, definition_from
 from waxlake.pipeline.definitions import Action, DatasetKind, Expectation, FlowDefinition, at_line
+from waxlake.pipeline.sqlfile.auto_cdc import auto_cdc_arguments
 from waxlake.pipeline.sqlfile.cursor import Cursor
 from waxlake.pipeline.sqlfile.queries import relation
 from waxlake.pipeline.sqlfile.source import SqlText
@@ -79,6 +81,8 @@ class _Reader:
             self._set(statement)
         elif statement.accept("USE"):
             self._use(statement)
+        elif statement.accept("APPLY", "CHANGES", "INTO"):
+            self._auto_cdc(statement, None, statement.where)
         elif statement.accept("CREATE"):
             self._create(statement)
         else:
@@ -142,11 +146,21 @@ class _Reader:
         if statement.accept("COMMENT"):
             statement.text()
         statement.expect("AS")
+        if statement.accept("AUTO", "CDC", "INTO"):
+            self._auto_cdc(statement, name, where)
+            return
         statement.expect("INSERT", "INTO")
         target = self._qualified(statement.name("a streaming table"))
         statement.expect("BY", "NAME")
         described = relation(statement.rest(), self._schema)
         self._registry.add_flow(FlowDefinition(name=name, target=target, function=_returning(described), where=where))
+
+    def _auto_cdc(self, statement: Cursor, name: str | None, where: str) -> None:
+        target = self._qualified(statement.name("a streaming table"))
+        statement.expect("FROM")
+        arguments = auto_cdc_arguments(statement, self._schema)
+        with at_line(where):
+            create_auto_cdc_flow(target=target, name=name, **arguments)
 
     def _qualified(self, name: str) -> str:
         name = name.split(".", 1)[1] if name.upper().startswith("LIVE.") else name
