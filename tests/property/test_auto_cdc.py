@@ -17,8 +17,9 @@ from sinks.delta import DeltaTarget, FlushPolicy
 from tests.property.cdc_model import COLUMNS, LEFT, Change, versions
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.position import app_id
 
-STRUCT = pa.struct([("x", pa.int64()), ("y", pa.string())])
+SOURCE_FLOW = app_id("flow", "s", "p")
 
 
 @dataclass(frozen=True, slots=True)
