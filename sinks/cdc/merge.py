@@ -38,7 +38,8 @@ from waxlake.stream.schema import no_rows
 
 __all__ = ["Merged", "Merger"]
 
-_MIN_FILE_BYTES = 32 << 20
+_MIN_FILE_BYTES = 8 << 20
+_ROW_GROUP_BYTES = 4 << 20
 _MAX_FILE_BYTES = 512 << 20
 _FILES_WANTED = 500
 _SMALL_FILES = 16
@@ -240,7 +241,12 @@ class Merger:
         target_bytes = self._target_bytes()
         touched = sorted(outcome.drops.column(FILE).unique().to_pylist())
         small = self._small_files(touched, target_bytes, has_rows=bool(len(outcome.rows)))
-        writer = DataFileWriter(self.location, partition_by=self.partition_by, file_bytes=target_bytes)
+        writer = DataFileWriter(
+            self.location,
+            partition_by=self.partition_by,
+            row_group_bytes=_ROW_GROUP_BYTES,
+            file_bytes=target_bytes,
+        )
         try:
             for number in touched:
                 self._rewrite(writer, outcome, number, target_bytes)
@@ -300,12 +306,19 @@ class Merger:
         if small:
             names = self.shape.stored.names
             new = pa.concat_tables([new, *(self._reader.columns(self._files[number], names) for number in small)])
-        if len(new):
-            writer.append(self._ordered(new))
+        _append_sliced(writer, self._ordered(new))
 
     def _ordered(self, rows: pa.Table) -> pa.Table:
         keys = [(name, "ascending") for name in self.shape.keys]
         return rows.cast(self.shape.stored).sort_by(keys) if len(rows) > 1 else rows.cast(self.shape.stored)
+
+
+def _append_sliced(writer: DataFileWriter, rows: pa.Table) -> None:
+    """Hand rows to the writer in pieces, so that it ends files where they are large enough."""
+    if len(rows):
+        step = max(1, len(rows) * _ROW_GROUP_BYTES // max(1, rows.nbytes))
+        for start in range(0, len(rows), step):
+            writer.append(rows.slice(start, step))
 
 
 def _placed(rows: pa.Table, number: int, positions: pa.Array) -> pa.Table:
