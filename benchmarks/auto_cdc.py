@@ -122,7 +122,8 @@ def main() -> None:
         name, path, count, kind, repeat = said.side
         run = side_waxlake if name == "waxlake" else side_delta
         seconds = run(path, int(count), kind, int(repeat))
-        peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+        status = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
         print(json.dumps({"seconds": min(seconds), "first": seconds[0], "peak_mib": peak}))
         return
     folder = Path(tempfile.mkdtemp(prefix="auto-cdc-"))
