@@ -23,6 +23,7 @@ from waxlake.stream.changes import CHANGE_COLUMNS
 from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import SourceMoved, UsageError
+from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Connector, Reader, SourcePlan, SourceRange, SourceState
 from waxlake.stream.standalone import Positions, StandaloneSource
@@ -210,8 +211,10 @@ class PostgresConnector:
             slot = find_slot(connection, self.settings.slot)
             if slot is None or slot.is_lost or position <= slot.confirmed:
                 return
+            failpoint("confirm")
             with postgres_errors(f"move slot {self.settings.slot!r}"), connection.cursor() as cursor:
                 cursor.execute("SELECT pg_replication_slot_advance(%s, %s)", (self.settings.slot, format_lsn(position)))
+            failpoint("confirmed")
 
     def _follow(self, stream: ChangeStream | None) -> None:
         self._stream = stream

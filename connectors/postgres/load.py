@@ -50,6 +50,7 @@ from connectors.postgres.ledger import SourceLedger
 from connectors.postgres.settings import PostgresSettings
 from connectors.postgres.types import decode_as
 from waxlake.stream.errors import InternalError, TransientError, WaxlakeError, shorten
+from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import no_rows
 
 __all__ = ["LOADED", "Chunk", "Loader"]
@@ -219,6 +220,7 @@ class Loader:
         found = session.last_keys(table, after, size, _PLANNED_CHUNKS)
         if found:
             self._ledger.add_bounds(self._identity, table.oid, len(bounds), found)
+            failpoint("chunk-recorded")
         return self._ledger.bounds(self._identity, table.oid)
 
     def _whole(self, session: _Session, table: SourceTable) -> Iterator[Chunk]:

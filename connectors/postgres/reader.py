@@ -27,6 +27,7 @@ from connectors.postgres.stream import ChangeStream, Segment
 from waxlake.stream.batch import Backlog, MicroBatch
 from waxlake.stream.changes import COMMIT_POSITION
 from waxlake.stream.errors import SourceChanged, TerminalError, TransientError
+from waxlake.stream.failpoints import failpoint
 from waxlake.stream.source import PartitionPlan, SourcePlan
 
 __all__ = ["PostgresReader"]
@@ -199,6 +200,7 @@ class PostgresReader:
             batches.append(self._batch(partition, start, start, rows.slice(0, 0), is_partial=True))
             batches += self._empty_up_to(table, chunk.snapshot)
         self._positions[partition] = chunk.end
+        failpoint("chunk-read")
         return [*batches, self._batch(partition, start, chunk.end, rows)]
 
     # Changes
@@ -216,6 +218,7 @@ class PostgresReader:
             batches += emit(self._tables[oid], changed, segment.position)
         if segment.is_partial:
             self._open_commit = segment.position
+            failpoint("piece-read")
         elif segment.position > self._open_commit:
             for oid in self._sent.keys() - grouped.keys():
                 batches += self._empty_up_to(self._tables[oid], segment.position)

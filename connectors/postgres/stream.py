@@ -25,6 +25,7 @@ from connectors.postgres.client import connect_replication, format_lsn, postgres
 from connectors.postgres.pgoutput import Relation, RelationRows, parse_relation, truncate_message
 from connectors.postgres.settings import PostgresSettings
 from waxlake.stream.errors import InternalError, TransientError, WaxlakeError, shorten
+from waxlake.stream.failpoints import failpoint
 
 __all__ = ["ChangeStream", "Segment"]
 
@@ -73,7 +74,7 @@ class ChangeStream:
         self._settings, self._publications = settings, publications
         self._tables = frozenset(tables)
         self._position = start
-        self._durable = 0
+        self._durable = self._told = 0
         self._changed = threading.Condition()
         self._segments: deque[Segment] = deque()
         self._ahead_bytes = 0
@@ -226,11 +227,17 @@ class ChangeStream:
 
     def _tell_server(self, *, is_last: bool) -> None:
         self._status_at_s = time.monotonic()
+        durable, is_news = self._durable, self._durable > self._told
+        if is_news:
+            failpoint("confirm")
         try:
-            send_flush(self._connection, self._position, self._durable, wants_reply=not is_last)
+            send_flush(self._connection, max(self._position, durable), durable, wants_reply=not is_last)
         except (TransientError, psycopg2.Error):
             if not is_last:
                 raise
+        self._told = durable
+        if is_news:
+            failpoint("confirmed")
 
 
 class _Gathering:

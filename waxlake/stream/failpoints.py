@@ -52,6 +52,9 @@ DATABASE_FAILPOINTS: Final = (
     "window-recorded",  # a window of a poll is in its ledger, no row of it was emitted
     "chunk-recorded",  # the end of a chunk of a first load is recorded, no row of it was emitted
     "chunk-read",  # a chunk is about to be emitted
+    "piece-read",  # a piece of a large transaction is about to be emitted, the rest of it was not read
+    "confirm",  # every table holds what the source is about to be told to forget
+    "confirmed",  # the source was told
 )
 
 REFRESH_FAILPOINTS: Final = (

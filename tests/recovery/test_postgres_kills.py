@@ -1,0 +1,46 @@
+"""Kill a pipeline over PostgreSQL at every named point and at random moments, while the database is written."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.recovery.postgres_lake import PostgresLake
+from tests.services.postgres import PostgresServer
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.kills]
+
+LOAD = ("load-planned:1", "load-planned:2", "chunk-recorded:1", "chunk-read:1", "chunk-read:4", "committed:1")
+STREAM = (
+    *("piece-read:1", "piece-read:3", "confirm:1", "confirmed:1", "files-written:1", "files-written:4"),
+    *("committed:2", "between-tables:1", "between-tables:3", "confirm:2", "confirmed:2"),
+)
+
+
+@pytest.fixture
+def lake(debian_postgres: PostgresServer, database: str, tmp_path: Path) -> Iterator[PostgresLake]:
+    lake = PostgresLake(tmp_path, debian_postgres, database)
+    lake.make()
+    yield lake
+    lake.close()
+
+
+def test_every_failpoint_and_random_moments(lake: PostgresLake) -> None:
+    for failpoint in LOAD:
+        lake.kill_at(failpoint, lambda: lake.workload.run(1))
+    before = lake.made()
+    lake.workload.truncate()
+    moments = random.Random(3)
+    for number, failpoint in enumerate(STREAM):
+        lake.kill_at(failpoint, lambda n=number: (lake.workload.run(2), n % 3 or lake.workload.large(1500)))
+        if number % 4 == 1:
+            lake.workload.add_column()
+    for number in range(5):
+        lake.kill_after(moments.uniform(1.5, 4.0), *(["--continuous"] if number % 2 else []))
+    assert lake.kills >= 20
+    lake.workload.run(20)
+    lake.finish()
+    lake.check(before)
