@@ -16,6 +16,7 @@ from waxlake.stream.errors import UsageError, WaxlakeError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from connectors.postgres.slots import SlotStatus
     from waxlake.pipeline.events import Event
     from waxlake.pipeline.graph import Dataset, Graph
     from waxlake.pipeline.progress import Listener
@@ -286,13 +287,38 @@ def files_state(
 
 @app.command()
 def status(param: ParamOption = None, spec: SpecOption = None, json: JsonOption = False) -> None:
-    """Show the last update, and each table's positions, backlog and rule counts."""
+    """Show the last update, each table's positions, backlog and rule counts, and the replication slots."""
     from waxlake.pipeline.rows import json_line
     from waxlake.pipeline.status import pipeline_status
 
     found = pipeline_status(_load_graph(spec, param))
     for line in [json_line(found.to_dict())] if json else _status_lines(found):
         typer.echo(line)
+
+
+@app.command()
+def slots(
+    drop: Annotated[str | None, typer.Option("--drop", help="Drop this slot; nobody may be reading it.")] = None,
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the replication slots of the pipeline's PostgreSQL databases, or drop one."""
+    from dataclasses import asdict
+
+    from waxlake.pipeline.rows import json_line
+    from waxlake.pipeline.slots import drop_pipeline_slot, pipeline_slots
+
+    loaded = _load_graph(spec, param)
+    if drop is not None:
+        typer.echo(drop_pipeline_slot(loaded, drop))
+        return
+    found = pipeline_slots(loaded, only_used=False)
+    if not found and not json:
+        typer.echo("this pipeline reads no PostgreSQL database")
+    for status in found:
+        for line in [json_line(asdict(status))] if json else _slot_lines(status):
+            typer.echo(line)
 
 
 @app.command()
@@ -436,6 +462,23 @@ def _status_lines(found: PipelineStatus) -> Iterator[str]:
     for table in found.tables:
         yield ""
         yield from _table_lines(table)
+    for slot in found.slots:
+        yield ""
+        yield from _slot_lines(slot)
+    for problem in found.problems:
+        yield ""
+        yield problem
+
+
+def _slot_lines(slot: SlotStatus) -> Iterator[str]:
+    whose = "this pipeline" if slot.is_used else "not of this pipeline"
+    state = "being read" if slot.is_active else "not being read"
+    yield (
+        f"slot {slot.slot} at {slot.server} ({whose}): {slot.wal_status}, {state}, "
+        f"{slot.lag_bytes:,} bytes behind, holds {slot.held_bytes:,} bytes of log"
+    )
+    for warning in slot.warnings:
+        yield f"  WARNING {warning}"
 
 
 def _table_lines(table: TableStatus) -> Iterator[str]:

@@ -95,7 +95,9 @@ def _status(settings: PostgresSettings, name: str, slot: Slot | None) -> SlotSta
             lag_bytes=0,
             held_bytes=0,
             confirmed=0,
-            warnings=("It is not there: the first run creates it; if it was there, the next run stops, or loads again",),
+            warnings=(
+                "It is not there: the first run creates it; if it was there, the next run stops, or loads again",
+            ),
         )
     return SlotStatus(
         server=server,
@@ -113,7 +115,9 @@ def _status(settings: PostgresSettings, name: str, slot: Slot | None) -> SlotSta
 def _warnings(settings: PostgresSettings, slot: Slot) -> Sequence[str]:
     warnings = []
     if slot.is_lost:
-        warnings.append("It is lost: the server deleted log that it needed. on_slot_lost='resnapshot' loads the tables again")
+        warnings.append(
+            "It is lost: the server deleted log that it needed. on_slot_lost='resnapshot' loads the tables again"
+        )
     elif slot.wal_status == "unreserved":
         warnings.append("The server may delete log that it needs at the next checkpoint: run the pipeline now")
     elif slot.safe_bytes is not None and slot.safe_bytes < settings.lag_warning_bytes:

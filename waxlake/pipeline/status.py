@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 from waxlake.pipeline.commits import Commit, recent_commits
 from waxlake.pipeline.events import Event, read_events
 from waxlake.pipeline.lake import StoredTable, stored_tables, table_facts
+from waxlake.pipeline.slots import pipeline_slots
+from waxlake.stream.errors import ExternalError
 
 if TYPE_CHECKING:
+    from connectors.postgres.slots import SlotStatus
     from waxlake.pipeline.graph import Graph
 
 __all__ = ["PipelineStatus", "PositionStatus", "RuleStatus", "TableStatus", "UpdateStatus", "pipeline_status"]
@@ -94,11 +97,13 @@ class TableStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineStatus:
-    """A pipeline: its last update (None before the first) and its tables."""
+    """A pipeline: its last update (None before the first), its tables, the slots it reads, and what could not be asked."""
 
     pipeline: str
     update: UpdateStatus | None
     tables: Sequence[TableStatus]
+    slots: Sequence[SlotStatus] = ()
+    problems: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; times are aware datetimes."""
@@ -120,7 +125,19 @@ def pipeline_status(graph: Graph) -> PipelineStatus:
         if commits and (newest is None or commits[0].committed_at > newest.committed_at):
             newest = commits[0]
         statuses.append(_table_status(table, commits, tables.get(f"{table.name}_quarantine")))
-    return PipelineStatus(pipeline=graph.spec.name, update=_last_update(graph, newest), tables=statuses)
+    slots: Sequence[SlotStatus] = ()
+    problems = []
+    try:
+        slots = pipeline_slots(graph, only_used=True)
+    except ExternalError as error:  # a database that is away says nothing about the tables
+        problems.append(str(error))
+    return PipelineStatus(
+        pipeline=graph.spec.name,
+        update=_last_update(graph, newest),
+        tables=statuses,
+        slots=slots,
+        problems=problems,
+    )
 
 
 def _table_status(table: StoredTable, commits: Sequence[Commit], quarantine: StoredTable | None) -> TableStatus:
