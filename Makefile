@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 SOURCES := waxlake connectors sinks flows tests benchmarks
+TEST_PROCESSES := 2
+IN_PROCESSES := --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 EXISTING_SOURCES = $(wildcard $(SOURCES))
 
 .DEFAULT_GOAL := help
@@ -22,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/make-venv
 demo: $(STAMP) ## the main job on real data, with embedded services
 	$(BIN)/waxlake demo
 
-test: $(STAMP) ## every test
-	$(BIN)/python -m pytest
+test: $(STAMP) ## every test, by TEST_PROCESSES processes that start services of their own
+	$(BIN)/python -m pytest $(IN_PROCESSES)
 
 check: lint types imports fast-tests ## format, lint, types, import rules, fast tests
 
@@ -38,7 +40,7 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 fast-tests: $(STAMP)
-	$(BIN)/python -m pytest -q --hypothesis-profile=quick tests/unit tests/property
+	$(BIN)/python -m pytest -q $(IN_PROCESSES) --hypothesis-profile=quick tests/unit tests/property
 
 format: $(STAMP) ## rewrite the sources in the house format
 	$(BIN)/ruff format $(EXISTING_SOURCES)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -36,6 +37,20 @@ class LakeStorage:
 def pytest_report_header() -> str:
     names = ", ".join(sorted(services.required())) or "none"
     return f"waxlake: services required: {names}; cache: {services.cache_directory()}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that collects the results which services this one used."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["services"] = services.uses()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what one of several test processes used."""
+    for name, description in getattr(node, "workeroutput", {}).get("services", {}).items():
+        services.note_use(name, description)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
