@@ -1,7 +1,8 @@
 """The flights that left New York in 2013: raw in bronze, checked in silver, summed up in gold.
 
-Flights arrive as JSON events on a Kafka topic, weather reports as CSV files in a folder; airlines, airports and planes are
-reference files. Each function returns what its table holds; Waxlake finds the order and the rest.
+Flights arrive as JSON events on a Kafka topic, weather reports as CSV files in a folder; airports are a reference file, and
+airlines and planes follow the tables of a live PostgreSQL (where there is none, they are reference files too). Each function
+returns what its table holds; Waxlake finds the order and the rest.
 """
 
 import waxlake as wl
@@ -34,9 +35,40 @@ def weather_reports() -> wl.Stream:
     )
 
 
-@wl.table("bronze.airlines")
-def airlines() -> wl.Stream:
-    return wl.read_files(f"{wl.conf('landing')}/airlines*.json", format="json", schema="carrier STRING, name STRING")
+DATABASE = wl.conf("database", "")
+ORDER = ["_commit_position", "_change_index"]
+DELETES = "_change_type = 'delete'"
+
+if DATABASE:
+    airlines = wl.read_postgres(DATABASE, "public.airlines")
+    planes = wl.read_postgres(DATABASE, "public.planes")
+
+    wl.create_streaming_table("bronze.airlines", comment="Airlines as they are now")
+    wl.create_auto_cdc_flow("bronze.airlines", airlines, ["carrier"], ORDER, DELETES)
+
+    wl.create_streaming_table("bronze.airlines_history", comment="Airlines as they were: a row for each version")
+    wl.create_auto_cdc_flow("bronze.airlines_history", airlines, ["carrier"], ORDER, DELETES, stored_as_scd_type=2)
+
+    wl.create_streaming_table("bronze.planes", comment="Planes as they are now")
+    wl.create_auto_cdc_flow("bronze.planes", planes, ["tailnum"], ORDER, DELETES)
+else:
+
+    @wl.table("bronze.airlines")
+    def airlines_files() -> wl.Stream:
+        return wl.read_files(
+            f"{wl.conf('landing')}/airlines*.json", format="json", schema="carrier STRING, name STRING"
+        )
+
+    @wl.table("bronze.planes")
+    def planes_files() -> wl.Stream:
+        return wl.read_files(
+            f"{wl.conf('landing')}/planes*.parquet",
+            format="parquet",
+            schema="""
+                tailnum STRING, year INT, type STRING, manufacturer STRING, model STRING, engines INT, seats INT, speed INT,
+                engine STRING
+            """,
+        )
 
 
 @wl.table("bronze.airports")
@@ -45,18 +77,6 @@ def airports() -> wl.Stream:
         f"{wl.conf('landing')}/airports*.csv",
         format="csv",
         schema="faa STRING, name STRING, lat DOUBLE, lon DOUBLE, alt INT, tz INT, dst STRING, tzone STRING",
-    )
-
-
-@wl.table("bronze.planes")
-def planes() -> wl.Stream:
-    return wl.read_files(
-        f"{wl.conf('landing')}/planes*.parquet",
-        format="parquet",
-        schema="""
-            tailnum STRING, year INT, type STRING, manufacturer STRING, model STRING, engines INT, seats INT, speed INT,
-            engine STRING
-        """,
     )
 
 

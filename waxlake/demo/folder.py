@@ -21,7 +21,8 @@ _README = """\
 # A folder of `waxlake demo`
 
 The next `waxlake demo` here makes it anew: copy it to keep it. `pipeline.py` holds the definitions, `waxlake.yml` the
-settings, `landing/` the files as they arrived, `lake/` the tables, `logs/` what each process said.
+settings, `landing/` the files as they arrived, `database/` the tables of the database as they were at the end, `lake/` the
+tables, `logs/` what each process said.
 """
 
 
@@ -45,6 +46,16 @@ class DemoFolder:
     def go_file(self) -> Path:
         """File that lets the publisher go on to its end."""
         return self.path / "logs" / "pipeline-was-killed"
+
+    @property
+    def database(self) -> Path:
+        """Where the tables of the database are kept as they were at the end, for comparison."""
+        return self.path / "database"
+
+    def use_database(self, dsn: str) -> None:
+        """Let the pipeline read from a database; its password is not written down."""
+        text = self.spec.read_text(encoding="utf-8")
+        self.spec.write_text(text.replace('database: ""', f"database: {dsn}"), encoding="utf-8")
 
     def log(self, process: str) -> Path:
         """Return the log file of a process."""
@@ -103,7 +114,7 @@ def _lock(file: int, path: Path) -> None:
 
 def _fill(path: Path) -> None:
     """Remove what an earlier demo left, and write what this one starts from."""
-    for name in ("lake", "landing", "logs"):
+    for name in ("database", "lake", "landing", "logs"):
         shutil.rmtree(path / name, ignore_errors=True)
     for name in ("landing", "logs"):
         (path / name).mkdir()

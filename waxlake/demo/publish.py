@@ -106,13 +106,14 @@ def create_topic(bootstrap_servers: str) -> None:
                 ) from exc
 
 
-def land_reference_files(data: FlightData, landing: Path) -> None:
-    """Write airlines as JSON lines, airports as CSV, planes as Parquet. Does nothing when they are there."""
-    if (landing / "planes.parquet").exists():
+def land_reference_files(data: FlightData, landing: Path, *, has_database: bool = False) -> None:
+    """Write airports as CSV, and without a database airlines as JSON lines and planes as Parquet, unless they are there."""
+    if not (landing / "airports.csv").exists():
+        csv.write_csv(data.airports, landing / "airports.csv")
+    if has_database or (landing / "planes.parquet").exists():
         return
     lines = "".join(f"{json.dumps(row)}\n" for row in data.airlines.to_pylist())
     (landing / "airlines.json").write_text(lines, encoding="utf-8")
-    csv.write_csv(data.airports, landing / "airports.csv")
     pq.write_table(data.planes, landing / "planes.parquet")
 
 

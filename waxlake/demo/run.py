@@ -15,10 +15,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NoReturn
 
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.demo.data import FAST, FULL, FlightData, Schedule, load_data
+from waxlake.demo.database import DatabaseMissing, FlightDatabase
 from waxlake.demo.folder import DemoFolder, demo_folder
 from waxlake.demo.process import ChildFailed, ChildProcess
 from waxlake.demo.publish import create_topic, land_reference_files
@@ -109,6 +111,7 @@ class _Demo:
         self._first_row_s: float | None = None
         self._spec = load_spec(place.spec, environ={})
         self._runs = 0
+        self._database: FlightDatabase | None = None
 
     def run(self) -> None:
         """Run all stages."""
@@ -119,25 +122,69 @@ class _Demo:
             self._tell(f"broker at {broker.bootstrap_servers}, work folder {self._place.path}")
             address = broker.bootstrap_servers
             create_topic(address)
-            land_reference_files(self._data, self._place.landing)
-            publisher = self._start_publisher(stack, address)
-            self._tell(f"publishing {total:,} flights as events and their weather as files")
+            self._open_database(stack)
+            land_reference_files(self._data, self._place.landing, has_database=self._database is not None)
             pipeline = self._start_pipeline(stack, address, "--continuous")
             self._tell("pipeline running: waxlake run --continuous")
+            self._await_load(pipeline)
+            publisher = self._start_publisher(stack, address)
+            self._tell(f"publishing {total:,} flights as events and their weather as files")
+            self._watch(publisher, pipeline, until_rows=total // 4)
+            self._change(0)
             self._watch(publisher, pipeline, until_rows=total // 2)
             pipeline.kill()
             killed_at, killed_at_rows = datetime.now(timezone.utc), self._rows(_EVENTS)
+            self._change(1)
             self._place.go_file.touch()
             self._tell(f"killed the pipeline with SIGKILL: {_EVENTS} holds {killed_at_rows:,} rows")
             pipeline = self._start_pipeline(stack, address, "--continuous")
             self._tell("restarted it; events kept arriving meanwhile")
+            self._change(2)
             self._watch(publisher, pipeline, until_rows=total)
             running_s = time.monotonic() - (self._first_row_s or self._started_s)
             self._tell(f"{_EVENTS} holds {self._rows(_EVENTS):,} rows; the pipeline drains and stops")
             self._drain(pipeline)
             self._update(stack, address)
             self._tell("a last triggered update has brought every table up to date: waxlake run")
+            self._keep_database()
         self._conclude(killed_at, killed_at_rows, running_s)
+
+    def _open_database(self, stack: ExitStack) -> None:
+        """Start the database and load it; where it cannot run, planes and airlines come as files."""
+        try:
+            database = stack.enter_context(FlightDatabase(log_path=self._place.log("database")))
+        except DatabaseMissing as reason:
+            self._tell(f"no PostgreSQL here, planes and airlines come as files: {reason}")
+            return
+        database.fill(self._data)
+        self._place.use_database(database.dsn)
+        self._spec = load_spec(self._place.spec, environ={})
+        self._database = database
+        self._tell(f"PostgreSQL at {database.dsn} holds {self._data.planes.num_rows:,} planes and their airlines")
+
+    def _await_load(self, pipeline: ChildProcess) -> None:
+        """Return once planes and airlines are stored: a flight is joined with what is there when it comes."""
+        if self._database is None:
+            return
+        wanted = {"bronze.planes": self._data.planes.num_rows, "bronze.airlines": self._data.airlines.num_rows}
+
+        def is_loaded() -> bool:
+            return all(self._rows(name) >= count for name, count in wanted.items())
+
+        self._wait(pipeline, is_loaded, "first load of the database", _UPDATE_S)
+        self._tell("the first load is stored; from now on the pipeline follows the database's log")
+
+    def _change(self, stage: int) -> None:
+        if self._database is not None:
+            self._database.change(stage)
+            self._tell("planes and airlines change in the database, keys included")
+
+    def _keep_database(self) -> None:
+        """Keep the tables as they are now, to compare with."""
+        if self._database is not None:
+            self._place.database.mkdir()
+            for name in ("airlines", "planes"):
+                pq.write_table(self._database.rows(name), self._place.database / f"{name}.parquet")
 
     def _conclude(self, killed_at: datetime, killed_at_rows: int, running_s: float) -> None:
         self._tell("comparing every table with the data set")
@@ -175,7 +222,9 @@ class _Demo:
 
     def _start(self, stack: ExitStack, command: Sequence[str], name: str) -> ChildProcess:
         # In the work folder: Python looks for modules in the working directory first, and the user's may hold anything.
-        child = ChildProcess(command, log_path=self._place.log(name), directory=self._place.path)
+        environment = self._database.environment if self._database is not None else {}
+        log = self._place.log(name)
+        child = ChildProcess(command, log_path=log, environment=environment, directory=self._place.path)
         stack.callback(child.kill)
         return child
 

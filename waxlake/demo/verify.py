@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from waxlake.demo.data import FlightData
+from waxlake.demo.database import ALLIANCES
 from waxlake.pipeline.spec import Spec
 from waxlake.pipeline.status import TableStatus
 from waxlake.stream.delta_table import delta_errors
@@ -22,9 +24,7 @@ __all__ = ["Check", "check_rules", "check_tables"]
 _EXPECTED = {
     "bronze.flights": ("* EXCLUDE (_rescued_data, _partition, _offset)", "FROM flights"),
     "bronze.weather": ("* EXCLUDE (_rescued_data)", "FROM weather"),
-    "bronze.airlines": ("* EXCLUDE (_rescued_data)", "FROM airlines"),
     "bronze.airports": ("* EXCLUDE (_rescued_data)", "FROM airports"),
-    "bronze.planes": ("* EXCLUDE (_rescued_data)", "FROM planes"),
     "silver.flights": (
         "time_hour, carrier, flight, origin, dest, dep_delay, arr_delay, tailnum, seats",
         """
@@ -70,6 +70,26 @@ _EXPECTED = {
     ),
 }
 
+_FROM_FILES = {
+    "bronze.airlines": ("* EXCLUDE (_rescued_data)", "FROM airlines"),
+    "bronze.planes": ("* EXCLUDE (_rescued_data)", "FROM planes"),
+}
+_FROM_DATABASE = {
+    "bronze.airlines": ("carrier, name, alliance", "SELECT carrier, name, alliance FROM database_airlines"),
+    "bronze.airlines_history": (
+        "carrier, name, alliance, __END_AT IS NULL",
+        """
+        SELECT carrier, name, alliance, n = max(n) OVER (PARTITION BY carrier) FROM (
+            SELECT carrier, NULL AS alliance, 0 AS n FROM airlines UNION ALL FROM joined
+        ) JOIN airlines USING (carrier)
+        """,
+    ),
+    "bronze.planes": (
+        "tailnum, year, type, manufacturer, model, engines, seats, speed, engine",
+        "SELECT tailnum, year, type, manufacturer, model, engines, seats, speed, engine FROM database_planes",
+    ),
+}
+
 # Rule of silver.flights: the rows of the data set that break it.
 _BROKEN = {
     "aircraft_is_known": "FROM flights ANTI JOIN planes USING (tailnum)",
@@ -110,10 +130,11 @@ def check_tables(spec: Spec, data: FlightData) -> list[Check]:
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         _register_data(connection, data)
-        for name in _EXPECTED:
+        expected = {**_EXPECTED, **(_FROM_DATABASE if _register_database(connection, spec) else _FROM_FILES)}
+        for name in expected:
             with delta_errors(f"read table '{name}'"):
                 connection.register(_alias(name), spec.table_location(name).open().to_pyarrow_table())
-        return [*_check_places(connection, data.flights), *_check_rows(connection)]
+        return [*_check_places(connection, data.flights), *_check_rows(connection, expected)]
 
 
 def check_rules(table: TableStatus, data: FlightData) -> list[Check]:
@@ -157,6 +178,18 @@ def _register_data(connection: duckdb.DuckDBPyConnection, data: FlightData) -> N
     connection.execute("CREATE TEMP VIEW flown AS FROM flights WHERE dep_time IS NOT NULL AND dep_delay <= 600")
 
 
+def _register_database(connection: duckdb.DuckDBPyConnection, spec: Spec) -> bool:
+    """Register the tables of the database as they were at the end; return whether there was one."""
+    folder = spec.folder / "database"
+    if not folder.exists():
+        return False
+    for name in ("airlines", "planes"):
+        connection.register(f"database_{name}", pq.read_table(folder / f"{name}.parquet"))
+    rows = [{"carrier": carrier, "alliance": name, "n": n} for n, (carrier, name) in enumerate(ALLIANCES, 1)]
+    connection.register("joined", pa.Table.from_pylist(rows))
+    return True
+
+
 def _check_places(connection: duckdb.DuckDBPyConnection, flights: pa.Table) -> Iterator[Check]:
     table, total = _alias("bronze.flights"), flights.num_rows
     yield Check(
@@ -171,8 +204,8 @@ def _check_places(connection: duckdb.DuckDBPyConnection, flights: pa.Table) -> I
     )
 
 
-def _check_rows(connection: duckdb.DuckDBPyConnection) -> Iterator[Check]:
-    for name, (columns, query) in _EXPECTED.items():
+def _check_rows(connection: duckdb.DuckDBPyConnection, expected: Mapping[str, tuple[str, str]]) -> Iterator[Check]:
+    for name, (columns, query) in expected.items():
         connection.execute(f"CREATE OR REPLACE TEMP TABLE expected AS {query}")
         connection.execute(f"CREATE OR REPLACE TEMP TABLE found AS SELECT {columns} FROM {_alias(name)}")
         yield Check(
