@@ -53,7 +53,7 @@ from waxlake.stream.errors import InternalError, TransientError, WaxlakeError, s
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import no_rows
 
-__all__ = ["LOADED", "Chunk", "Loader"]
+__all__ = ["LOADED", "Chunk", "Loader", "current_rows"]
 
 LOADED: Final = 1 << 62
 """Position of a load that is complete."""
@@ -329,6 +329,32 @@ class _Session:
         self._exporter = self._connection = None
 
 
+def current_rows(settings: PostgresSettings, table: SourceTable, keys: Sequence[Sequence[str]]) -> pa.Table:
+    """Return the rows with these keys as they are now; keys without a row are passed over.
+
+    Raises:
+        TransientError: The server is away. Retryable.
+    """
+    names = sql.SQL(", ").join(map(sql.Identifier, table.key))
+    listed = sql.SQL(", ").join(sql.SQL("({})").format(_literals(table, key)) for key in keys)
+    where = sql.SQL("({}) IN ({})").format(names, listed)
+    buffer = io.BytesIO()
+    with (
+        contextlib.closing(connect(settings.dsn.get_secret_value())) as connection,
+        postgres_errors(f"look up rows of {table.name}"),
+        connection.cursor() as cursor,
+    ):
+        cursor.copy_expert(_copy(table, where), buffer)
+    return _rows(table, buffer.getvalue())
+
+
+def _literals(table: SourceTable, values: Sequence[str]) -> sql.Composable:
+    return sql.SQL(", ").join(
+        sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(kind))
+        for value, kind in zip(values, table.key_types, strict=True)
+    )
+
+
 def _from(table: SourceTable) -> sql.Composable:
     name = sql.Identifier(*table.name.split(".", 1))
     return name if table.is_partitioned else sql.SQL("ONLY {}").format(name)
@@ -340,10 +366,7 @@ def _range(table: SourceTable, after: Sequence[str] | None, until: Sequence[str]
     parts: list[sql.Composable] = [sql.SQL("({})").format(sql.SQL(table.row_filter))] if table.row_filter else []
     for sign, bound in ((">", after), ("<=", until)):
         if bound is not None:
-            values = sql.SQL(", ").join(
-                sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(kind))
-                for value, kind in zip(bound, table.key_types, strict=True)
-            )
+            values = _literals(table, bound)
             parts.append(sql.SQL("({}) {} ({})").format(keys, sql.SQL(sign), values))
     return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true")
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from connectors.postgres.catalog import SourceTable
 from connectors.postgres.ledger import KnownColumn, SourceLedger
-from connectors.postgres.load import Chunk
+from connectors.postgres.load import Chunk, current_rows
 from connectors.postgres.pgoutput import ChangedRows, Relation, RelationRows
 from connectors.postgres.settings import PostgresSettings
 from connectors.postgres.types import PostgresType, decode_as
@@ -21,6 +22,7 @@ from waxlake.stream.changes import (
     CHANGE_TYPE,
     COMMIT_POSITION,
     COMMIT_TIMESTAMP,
+    INSERT,
     READ,
     TRUNCATE,
     UNCHANGED_COLUMNS,
@@ -85,7 +87,39 @@ class RowMaker:
             CHANGE_TABLE: pa.repeat(rows.relation.label, len(commits)),
             UNCHANGED_COLUMNS: parsed.unchanged(),
         }
-        return _with_changes(pa.table(columns, names=[c.name for c in table.columns]), made)
+        made_rows = _with_changes(pa.table(columns, names=[c.name for c in table.columns]), made)
+        return self._completed(table, made_rows, {n: parsed.column(i) for n, (i, _) in there.items() if n in table.key})
+
+    def _completed(self, table: SourceTable, rows: pa.Table, keys: Mapping[str, pa.Array]) -> pa.Table:
+        """Ask the table for values that were not sent with a new key: nobody has the row of that key yet.
+
+        The value is that of now. It is the one that was not sent, or one that a later change brings; a row that is gone by now
+        has a later change too. With REPLICA IDENTITY FULL the old row has the value, and nothing is asked.
+        """
+        is_open = pc.and_(pc.equal(rows.column(CHANGE_TYPE), INSERT), pc.is_valid(rows.column(UNCHANGED_COLUMNS)))
+        if not pc.any(is_open).as_py() or len(keys) < len(table.key) or not table.key:
+            return rows
+        texts = [keys[name].filter(is_open.combine_chunks()).to_pylist() for name in table.key]
+        current = current_rows(self._settings, table, list(zip(*texts, strict=True)))
+        places = {key: place for place, key in enumerate(_keys(current, table.key))}
+        wanted = [places.get(key) for key in _keys(rows.filter(is_open), table.key)]
+        is_found = pa.array([place is not None for place in wanted])
+        found = pc.replace_with_mask(is_open.combine_chunks(), is_open.combine_chunks(), is_found)
+        taken = current.take(pa.array([place for place in wanted if place is not None], pa.int64()))
+        open_columns = {n for names in rows.column(UNCHANGED_COLUMNS).filter(is_open).to_pylist() for n in names}
+        for name in open_columns & {column.name for column in table.columns}:
+            place = rows.column_names.index(name)
+            values = pc.replace_with_mask(
+                rows.column(name).combine_chunks(), found, taken.column(name).combine_chunks()
+            )
+            rows = rows.set_column(place, rows.schema.field(name), values)
+        place = rows.column_names.index(UNCHANGED_COLUMNS)
+        left = pa.array(
+            [None if is_now_known else names for is_now_known, names in
+             zip(found.to_pylist(), rows.column(UNCHANGED_COLUMNS).to_pylist(), strict=True)],
+            pa.list_(pa.string()),
+        )  # fmt: skip
+        return rows.set_column(place, rows.schema.field(UNCHANGED_COLUMNS), left)
 
     def loaded(self, chunk: Chunk) -> pa.Table:
         """Return the rows of a chunk as they were just before its snapshot's position."""
@@ -133,6 +167,10 @@ class RowMaker:
             expected=", ".join(sorted(known)),
             remedy="The plan is made anew, and the new columns are added to the tables",
         )
+
+
+def _keys(rows: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    return list(zip(*(rows.column(name).to_pylist() for name in names), strict=True))
 
 
 def _with_changes(rows: pa.Table, made: Mapping[str, pa.Array]) -> pa.Table:

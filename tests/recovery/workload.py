@@ -164,7 +164,7 @@ def replayed(table: str, log: pa.Table) -> dict[Key, Row]:
         elif kind == "delete":
             rows.pop(key, None)
         else:
-            kept = {name: rows[key][name] for name in change["_unchanged"] or ()}
+            kept = {name: rows.get(key, {}).get(name) for name in change["_unchanged"] or ()}  # a first load may follow
             rows[key] = {name: value for name, value in change.items() if not name.startswith("_")} | kept
     return rows
 
