@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -269,23 +271,20 @@ def _plain(value: Any) -> Any:
 
 
 def _uuid(value: bytes) -> str:
-    import uuid
-
     return str(uuid.UUID(bytes=value.ljust(16, b"\0")))
 
 
-def _inet(size: int) -> Callable[[bytes], str]:
-    def parse(value: bytes) -> str:
-        import ipaddress
+def _inet4(value: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET, value.ljust(4, b"\0"))
 
-        return str(ipaddress.ip_address(value.ljust(size, b"\0")))
 
-    return parse
+def _inet6(value: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET6, value.ljust(16, b"\0"))
 
 
 _PARSED: Final[dict[str, Callable[[bytes], str]]] = {
     "json": _json,
     "uuid": _uuid,
-    "inet4": _inet(4),
-    "inet6": _inet(16),
+    "inet4": _inet4,
+    "inet6": _inet6,
 }

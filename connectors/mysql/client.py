@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Final
@@ -50,6 +50,7 @@ class SourceTable:
         columns: Its columns that are read, in order.
         key: Names of the columns of its primary key, else of a NOT NULL unique one; empty if there is none.
         left_out: Names of its columns that are not read.
+        dropped: Names of columns that it had once; older changes have them.
         row_bytes: Mean size of a row, as the server estimates it.
         rows: Number of rows, as the server estimates it.
     """
@@ -59,8 +60,16 @@ class SourceTable:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     left_out: frozenset[str] = frozenset()
+    dropped: frozenset[str] = frozenset()
     row_bytes: int = 0
     rows: int = 0
+
+    def remembering(self, seen: Sequence[Column]) -> SourceTable:
+        """Return the table with the columns that it had once, too."""
+        names = {column.name for column in self.columns} | self.left_out
+        gone = tuple(column for column in seen if column.name not in names)
+        dropped = frozenset(column.name for column in gone)
+        return replace(self, columns=(*self.columns, *gone), dropped=dropped) if gone else self
 
     @property
     def full_name(self) -> str:

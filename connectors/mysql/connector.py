@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from connectors.mysql.chunks import ChunkLedger
 from connectors.mysql.client import Client, Server, SourceTable
+from connectors.mysql.ledger import SourceLedger
 from connectors.mysql.loads import Loads
 from connectors.mysql.position import LOADED
 from connectors.mysql.reader import LOAD_SUFFIX, MySQLReader
 from connectors.mysql.rows import RowDecoder, full_schema
 from connectors.mysql.settings import MySQLSettings
-from waxlake.stream.changes import CHANGE_COLUMNS
+from waxlake.stream.changes import CHANGE_COLUMNS, CHANGE_TYPE
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import SourceMoved, TerminalError, UsageError
 from waxlake.stream.schema import no_rows
@@ -120,18 +120,16 @@ class MySQLConnector:
         """
         self._surveyed = None
         server, tables = self._survey()
-        with self._lock:
-            ledger = ChunkLedger(self._location)
-            epoch = ledger.epoch()
-            ledger.begin({f"{epoch}/{name}": server.last for name in tables})
-            begins = ledger.begins()
-            identities = [
-                f"mysql:{server.identity}@{ledger.table_id}" + (f"#{e}" if e else "") for e in range(epoch + 1)
-            ]
+        ledger = SourceLedger(self._location)
+        epoch = ledger.epoch()
+        begins = ledger.begins(epoch, dict.fromkeys(tables, server.last))
+        for name, table in tables.items():
+            ledger.add_columns(name, table.columns)
+        identities = [f"mysql:{server.identity}@{ledger.table_id}" + (f"#{e}" if e else "") for e in range(epoch + 1)]
         ranges: dict[str, SourceRange] = {}
         begin: dict[str, int] = {}
         for name in tables:
-            low = min(max(server.first, begins[f"{epoch}/{name}"]), server.last)
+            low = min(max(server.first, begins[name]), server.last)
             ranges[name], begin[name] = SourceRange(low=low, high=server.last), server.last
             if self.settings.initial_load:
                 ranges[name + LOAD_SUFFIX], begin[name + LOAD_SUFFIX] = SourceRange(low=0, high=LOADED), 0
@@ -147,8 +145,7 @@ class MySQLConnector:
         """Make ready to load every table again, if the user allowed it."""
         if self.settings.on_binlog_lost != "resnapshot" or not self.settings.initial_load:
             return False
-        with self._lock:
-            ChunkLedger(self._location).begin_epoch()
+        SourceLedger(self._location).begin_epoch(error.code)
         return True
 
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
@@ -159,14 +156,18 @@ class MySQLConnector:
         """Return the reader of a run; no columns asks for all but the metadata columns."""
         server, tables = self._survey()
         followed = {p.removesuffix(LOAD_SUFFIX) for p in partitions}
-        decoders = {name: RowDecoder(tables[name], _names(tables[name], columns)) for name in sorted(followed)}
+        ledger = SourceLedger(self._location)
+        decoders = {
+            name: RowDecoder(tables[name], _names(tables[name], columns, server.is_mariadb), ledger.add_columns)
+            for name in sorted(followed)
+        }
         pending = {
             p.removesuffix(LOAD_SUFFIX): plan.partitions[p].read_from for p in partitions if p.endswith(LOAD_SUFFIX)
         }
         loads = Loads(
             self._client,
             server,
-            ChunkLedger(self._location),
+            ledger,
             tables=tables,
             schemas={name: decoder.schema for name, decoder in decoders.items()},
             positions=pending,
@@ -193,6 +194,9 @@ class MySQLConnector:
                 finally:
                     connection.close()
                 self._check_load(server)
+                if self._location.exists():
+                    ledger = SourceLedger(self._location)
+                    found = {name: table.remembering(ledger.columns(name)) for name, table in found.items()}
                 self._surveyed = server, found
             return self._surveyed
 
@@ -207,13 +211,16 @@ class MySQLConnector:
             )
 
 
-def _names(table: SourceTable, columns: frozenset[str]) -> list[str]:
-    """Return the columns of a batch: those wanted; with none of them a key's, so that rows are counted."""
+def _names(table: SourceTable, columns: frozenset[str], is_mariadb: bool) -> list[str]:
+    """Return the columns of a batch: those wanted, all but the metadata columns if none is named.
+
+    A server that does not tell where a snapshot stands needs the keys, too, and the type of a change.
+    """
     own = [column.name for column in table.columns]
     if not columns:
         return own
-    names = [name for name in [*own, *CHANGE_COLUMNS.names] if name in columns]
-    return names or own[:1]
+    needed = columns if is_mariadb else columns | {*table.key, CHANGE_TYPE}
+    return [name for name in [*own, *CHANGE_COLUMNS.names] if name in needed] or own[:1]
 
 
 class MySQLSource(StandaloneSource):

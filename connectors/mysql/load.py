@@ -27,7 +27,6 @@ change of the stream.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,11 +58,11 @@ class Chunk:
 
     Attributes:
         rows: Its rows, as change rows.
-        last_key: SQL literals of its last key as JSON; None if it reaches the end of the table.
+        last_key: SQL literals of its last key; None if it reaches the end of the table.
     """
 
     rows: pa.Table
-    last_key: str | None
+    last_key: Sequence[str] | None
 
 
 @dataclass(slots=True)
@@ -86,11 +85,13 @@ class ChunkRead:
     table: SourceTable
     schema: pa.Schema
     number: int
-    after: str | None
-    until: str | None
+    after: Sequence[str] | None
+    until: Sequence[str] | None
     most_rows: int
     position: int = 0
     is_exact: bool = True
+    is_void: bool = False
+    touched: set[tuple[Any, ...]] = field(default_factory=set)
     error: WaxlakeError | None = None
     chunk: Chunk | None = None
     _done: threading.Event = field(default_factory=threading.Event)
@@ -139,7 +140,7 @@ class ChunkRead:
 
     def _read(self) -> Chunk:
         keys = self._keys()
-        wanted = [column for column in self.table.columns if column.name in self.schema.names]
+        wanted = [c for c in self.table.columns if c.name in self.schema.names and c.name not in self.table.dropped]
         limit = self.most_rows if keys and self.until is None else None
         if limit is not None and self.table.row_bytes:
             limit = max(1, min(limit, _CHUNK_BYTES // self.table.row_bytes))
@@ -153,7 +154,7 @@ class ChunkRead:
         if self.until is not None:
             return Chunk(rows, self.until)
         literals = [key_literal(value, key) for value, key in zip(last[len(wanted) :], keys, strict=True)]
-        return Chunk(rows, json.dumps(literals))
+        return Chunk(rows, literals)
 
     def _keys(self) -> list[Column]:
         columns = {column.name: column for column in self.table.columns}
@@ -170,9 +171,9 @@ class ChunkRead:
         selected = [select_expression(c) for c in wanted] + [key_expression(k) for k in keys]
         conditions = []
         if self.after is not None:
-            conditions.append(_compare(keys, json.loads(self.after), ">"))
+            conditions.append(_compare(keys, self.after, ">"))
         if self.until is not None:
-            conditions.append(f"NOT {_compare(keys, json.loads(self.until), '>')}")
+            conditions.append(f"NOT {_compare(keys, self.until, '>')}")
         text = f"SELECT {', '.join(selected) or '1'} FROM {quote(self.table.schema)}.{quote(self.table.name)}"
         text += f" WHERE {' AND '.join(conditions)}" if conditions else ""
         text += f" ORDER BY {', '.join(key_expression(k) for k in keys)}" if keys else ""
@@ -245,7 +246,8 @@ class ChunkRead:
             self.table.full_name,
         )
         values = {**metadata, **data}
-        rows = pa.table([values[name] for name in self.schema.names], names=self.schema.names)
+        columns = [values[f.name] if f.name in values else pa.nulls(count, f.type) for f in self.schema]
+        rows = pa.table(columns, names=self.schema.names)
         return cast_exact(rows, self.schema, what=f"the columns of table '{self.table.full_name}'")
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from connectors.mysql.chunks import ChunkLedger
 from connectors.mysql.client import Client, Server, SourceTable
+from connectors.mysql.ledger import SourceLedger
 from connectors.mysql.load import ChunkRead
 from connectors.mysql.position import LOADED
+from waxlake.stream.changes import CHANGE_TYPE, TRUNCATE
 from waxlake.stream.errors import TransientError
 from waxlake.stream.failpoints import failpoint
 
@@ -38,7 +40,7 @@ class Loads:
         self,
         client: Client,
         server: Server,
-        ledger: ChunkLedger,
+        ledger: SourceLedger,
         *,
         tables: Mapping[str, SourceTable],
         schemas: Mapping[str, pa.Schema],
@@ -87,6 +89,15 @@ class Loads:
             if number < LOADED and table not in self._reads:
                 self._reads[table] = self._begun(self._tables[table], number, last_transaction())
 
+    def note(self, table: str, changes: pa.Table) -> None:
+        """Take notice of changes that are emitted while a chunk of their table is read that may hold them or not."""
+        read = self._reads.get(table)
+        if read is None or read.is_exact:
+            return
+        if pc.any(pc.equal(changes.column(CHANGE_TYPE), TRUNCATE)).as_py():
+            read.is_void = True
+        read.touched.update(_keys(changes, read.table))
+
     def finished(self, reached: int, wait_s: float) -> Iterator[tuple[str, pa.Table, int, int]]:
         """Yield (table, rows, start, end) of chunks that are read and whose place in the log is reached."""
         ready = sorted((r for r in self._reads.values() if r.position <= reached), key=lambda r: r.position)
@@ -100,14 +111,22 @@ class Loads:
             end = LOADED
             if read.chunk.last_key is not None:
                 end = read.number + 1
-                if not self._ledger.record(name, read.number, read.chunk.last_key, read.position):
+                if not self._ledger.end_chunk(name, read.number, read.chunk.last_key):
                     self._release(name)  # another run decided its end meanwhile: read it again
                     continue
             failpoint("chunk-read")
             start, self._positions[name] = self._positions[name], end
             self.last_position = max(self.last_position, read.position)
             self._release(name)
-            yield name, read.chunk.rows, start, end
+            yield name, self._certain(read, read.chunk.rows), start, end
+
+    def _certain(self, read: ChunkRead, rows: pa.Table) -> pa.Table:
+        """Return the rows of a chunk without those that the log told of meanwhile."""
+        if read.is_void:
+            return rows.slice(0, 0)
+        if not read.touched:
+            return rows
+        return rows.filter(pa.array([key not in read.touched for key in _keys(rows, read.table)], pa.bool_()))
 
     def _release(self, table: str) -> None:
         read = self._reads.pop(table)
@@ -164,3 +183,7 @@ class Loads:
         for connection in self._idle:
             connection._force_close()
         self._reads, self._idle = {}, []
+
+
+def _keys(rows: pa.Table, table: SourceTable) -> list[tuple[Any, ...]]:
+    return list(zip(*(rows.column(name).to_pylist() for name in table.key), strict=True))

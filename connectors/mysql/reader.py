@@ -180,6 +180,8 @@ class MySQLReader:
         batches: list[MicroBatch] = []
         for table, position in self._positions.items():
             found = self._decoders[table].decode(changes[table]) if table in changes else None
+            if found is not None:
+                self._loads.note(table, found.rows)
             if (found is None and not (moves_all or table in self._partial)) or end <= position:
                 continue
             batches += self._cut(table, found, end)
@@ -213,6 +215,7 @@ class MySQLReader:
         for table, changes in log.take_open().items():
             position = self._positions[table]
             rows = self._decoders[table].decode(changes).rows
+            self._loads.note(table, rows)
             self._partial.add(table)
             batches.append(self._made(table, rows, position, position, is_partial=True))
         return batches

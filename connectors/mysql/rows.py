@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,10 +80,13 @@ class RowDecoder:
     Args:
         table: The table as the plan knows it.
         names: Columns that batches have, in order.
+        remember: Told of columns that the plan does not know, by table: the next plan will.
     """
 
-    def __init__(self, table: SourceTable, names: Sequence[str]) -> None:
-        self._table = table
+    def __init__(
+        self, table: SourceTable, names: Sequence[str], remember: Callable[[str, Sequence[Column]], None]
+    ) -> None:
+        self._table, self._remember = table, remember
         schema = full_schema(table)
         self.schema = pa.schema([schema.field(name) for name in names])
         self._columns = {column.name: column for column in table.columns}
@@ -141,6 +144,7 @@ class RowDecoder:
         """Return the column as the plan knows it; None for one that is left out on purpose."""
         declared = self._columns.get(column.name)
         if declared is None and column.name not in self._table.left_out:
+            self._remember(self._table.full_name, [column])
             raise SourceChanged(
                 f"cannot go on with table '{self._table.full_name}'",
                 code="SOURCE_COLUMNS_CHANGED",

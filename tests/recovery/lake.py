@@ -7,11 +7,9 @@ through a ledger; a view counts the third. Each record is known by (partition, o
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -24,6 +22,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from tests.conftest import LakeStorage
+from tests.recovery.project import Project, wait
 from tests.services.kafka import KafkaCluster, create_topic
 
 PARTITIONS = 3
@@ -65,20 +64,11 @@ trigger_interval: 200ms
 storage_options: {options}
 """
 
-MODES: dict[str, list[str]] = {
-    "triggered": ["-m", "waxlake", "run"],
-    "continuous": ["-m", "waxlake", "run", "--continuous"],
-    "two-workers": ["-m", "waxlake", "run", "--workers", "2"],
-    "two-processes": ["-m", "waxlake", "run", "--processes", "2"],
-    "bytewax-run": ["-m", "bytewax.run", "flows.main"],
-}
-
 
 @dataclass(slots=True)
-class RecoveryLake:
+class RecoveryLake(Project):
     """One pipeline over one topic and one folder."""
 
-    folder: Path
     storage: LakeStorage
     cluster: KafkaCluster
     topic: str = field(default_factory=lambda: f"recovery-{uuid.uuid4().hex[:12]}")
@@ -134,46 +124,6 @@ class RecoveryLake:
         self.bad += number < 0
         self.total += max(0, number)
         return json.dumps({"n": number, "s": "x" * self.random.randrange(60)}).encode()
-
-    def start(self, mode: str, failpoint: str | None = None) -> subprocess.Popen[bytes]:
-        """Start the pipeline's process, to be killed at a failpoint if one is given."""
-        environ = {k: v for k, v in os.environ.items() if k not in ("WAXLAKE_FAILPOINT", "WAXLAKE_SPEC")}
-        environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-        if failpoint is not None:
-            environ["WAXLAKE_FAILPOINT"] = f"{failpoint}:1"
-        with (self.folder / f"{mode}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *MODES[mode]],
-                cwd=self.folder,
-                env=environ,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def log(self, mode: str) -> str:
-        """Return what the processes of a mode printed."""
-        return (self.folder / f"{mode}.log").read_text(errors="replace")[-4000:]
-
-    def run_to_failpoint(self, mode: str, failpoint: str) -> None:
-        """Run until the failpoint kills a process."""
-        process = self.start(mode, failpoint)
-        code = wait(process)
-        killed = code == -signal.SIGKILL if mode != "two-processes" else code != 0
-        assert killed, f"{mode} was not killed at {failpoint} (exit {code}):\n{self.log(mode)}"
-
-    def run_and_kill_after(self, mode: str, seconds: float) -> bool:
-        """Run and kill the whole process group after a while; return whether it was still alive then."""
-        process = self.start(mode)
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            _kill_descendants(self.folder)
-            process.wait()
-            return True
-        assert process.returncode == 0, self.log(mode)
-        return False
 
     def finish(self, mode: str) -> None:
         """Run to the end without a kill; a continuous run is asked to stop once it has everything."""
@@ -252,25 +202,6 @@ class RecoveryLake:
                         key = (source["source"], source["partition"])
                         assert position.get(key, source["start"]) == source["start"], (name, entry["version"])
                         position[key] = source["end"]
-
-
-def wait(process: subprocess.Popen[bytes], timeout_s: float = 120) -> int:
-    """Wait for a process; one that hangs is killed and fails the test."""
-    try:
-        return process.wait(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"{process.args} hangs") from None
-
-
-def _kill_descendants(folder: Path) -> None:
-    """Kill worker processes, which run in sessions of their own, by their working directory."""
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and (entry / "cwd").resolve() == folder and int(entry.name) != os.getpid():
-                os.kill(int(entry.name), signal.SIGKILL)
-        except OSError:
-            continue
 
 
 def _keys(table: pa.Table) -> Counter[tuple[int, int]]:

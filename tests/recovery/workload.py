@@ -40,6 +40,7 @@ class Workload:
     seed: int = 7
     rows: dict[str, dict[Key, Row]] = field(default_factory=lambda: {table: {} for table in KEYS})
     changes: Counter[tuple[str, str, Key, int]] = field(default_factory=Counter)
+    before: Counter[tuple[str, str, Key, int]] = field(default_factory=Counter)
     transactions: int = 0
     _random: random.Random = field(default_factory=random.Random)
     _version: int = 0
@@ -54,6 +55,11 @@ class Workload:
             self.transact([statement])
         for _ in range(rows // 50):
             self.transact([self._insert("accounts", 50), self._insert("entries", 20)])
+        self.changes.clear()
+
+    def begin(self) -> None:
+        """Note that the source is followed by now: what was changed before may be in the log, or only in the first load."""
+        self.before += self.changes
         self.changes.clear()
 
     def run(self, transactions: int) -> None:

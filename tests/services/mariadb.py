@@ -27,7 +27,7 @@ _OPTIONS: Mapping[str, str | int] = {
     "default-time-zone": "+02:00",  # unlike UTC, so that a time zone that is forgotten shows
     "innodb-buffer-pool-size": "64M",
     "innodb-log-file-size": "32M",
-    "innodb-flush-log-at-trx-commit": 0,
+    "innodb-flush-log-at-trx-commit": 2,  # what was committed outlives the process
     "sync-binlog": 0,
     "max-connections": 100,
     "max-allowed-packet": "64M",
