@@ -38,6 +38,10 @@ _WANTED: Final = {
         "SET GLOBAL binlog_transaction_compression=OFF",
     ),
 }
+_PRIVILEGES: Final = {
+    "REPLICATION SLAVE": ("REPLICATION SLAVE",),
+    "REPLICATION CLIENT": ("REPLICATION CLIENT", "BINLOG MONITOR"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,18 +216,12 @@ class Client:
         )
 
     def _check_grants(self, connection: Any) -> None:
-        grants = " ".join(str(next(iter(row.values()))) for row in self.ask(connection, "SHOW GRANTS")).upper()
-        if "ALL PRIVILEGES ON *.*" in grants:
+        lines = [str(next(iter(row.values()))).upper() for row in self.ask(connection, "SHOW GRANTS")]
+        everywhere = " ".join(line for line in lines if " ON *.* " in line)
+        if "ALL PRIVILEGES ON *.*" in everywhere or any(" ON " not in line for line in lines):  # a role may have them
             return
-        missing = [
-            name
-            for name, others in (
-                ("REPLICATION SLAVE", ("REPLICATION SLAVE",)),
-                ("REPLICATION CLIENT", ("REPLICATION CLIENT", "BINLOG MONITOR")),
-            )
-            if not any(other in grants for other in others)
-        ]
-        if missing and " TO " in grants and "`@`" in grants and "ROLE" not in grants:
+        missing = [name for name, words in _PRIVILEGES.items() if not any(word in everywhere for word in words)]
+        if missing:
             raise TerminalError(
                 f"cannot read {self.what} as user '{self._settings.url.user}'",
                 code="MYSQL_PRIVILEGE_MISSING",

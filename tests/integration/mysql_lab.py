@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from connectors.mysql import MySQLConnector, MySQLSettings
 from tests.services.mariadb import MariaDB
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.delta_table import TableLocation
-from waxlake.stream.source import plan_partitions
+from waxlake.stream.source import Reader, plan_partitions
 
 ALL = frozenset({"_change_type", "_commit_position", "_change_index", "_commit_timestamp", "_table", "_unchanged"})
 
@@ -74,11 +71,13 @@ class Lab:
             self.positions[batch.partition] = batch.end
         self.batches += batches
 
+    def follow(self, reader: Reader, timeout_s: float = 30) -> None:
+        """Read on for ever, and keep it; ends with the reader's error."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            self.keep(list(reader.read()))
+
     def changes(self, batches: list[MicroBatch], table: str) -> list[dict[str, Any]]:
         """Return the change rows of one table."""
         name = f"{self.database}.{table}"
         return [row for b in batches if b.partition.removesuffix(":load") == name for row in b.table.to_pylist()]
-
-
-def types_of(table: pa.Table) -> Mapping[str, pa.DataType]:
-    return {f.name: f.type for f in table.schema if f.name not in ALL}
