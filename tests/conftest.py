@@ -15,7 +15,7 @@ import pytest
 
 from tests import services
 from tests.services import ServiceMissing, kafka, postgres, s3
-from tests.services.mariadb import MariaDB
+from tests.services.mariadb import MariaDB, MySQLServer
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.stream.errors import TerminalError
 
@@ -128,6 +128,16 @@ def mariadb() -> Iterator[MariaDB]:
     server = _new_mariadb()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def mysql() -> MySQLServer:
+    """MySQL itself, which starts nowhere but in a container: `WAXLAKE_MYSQL_URL`."""
+    if not (url := os.environ.get("WAXLAKE_MYSQL_URL")):
+        services.missing("mysql", "no WAXLAKE_MYSQL_URL; `docker compose up mysql` starts one")
+    server = MySQLServer(str(url))
+    services.note_use("mysql", f"MySQL {server.execute('SELECT version()')[0][0]} (WAXLAKE_MYSQL_URL)")
+    return server
 
 
 @pytest.fixture

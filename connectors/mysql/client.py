@@ -23,7 +23,7 @@ _CONNECT_S = 10
 _READ_S = 600
 _VARIABLES: Final = (
     "log_bin", "binlog_format", "binlog_row_image", "binlog_row_metadata", "binlog_row_value_options", "log_bin_compress",
-    "binlog_transaction_compression", "gtid_mode", "server_id", "server_uuid", "server_uid", "version",
+    "binlog_transaction_compression", "gtid_mode", "gtid_domain_id", "server_id", "server_uuid", "version",
 )  # fmt: skip
 _WANTED: Final = {
     "log_bin": ("ON", "MYSQL_LOG_BIN_OFF", "Start the server with log_bin"),
@@ -171,7 +171,7 @@ class Client:
             connection, "SELECT id, character_set_name FROM information_schema.collations WHERE id IS NOT NULL"
         )
         return Server(
-            identity=values.get("server_uuid") or values.get("server_uid") or f"server-{values.get('server_id')}",
+            identity=values.get("server_uuid") or f"{values.get('gtid_domain_id', 0)}-{values.get('server_id')}",
             is_mariadb=is_mariadb,
             has_gtids=is_mariadb or values.get("gtid_mode", "").upper() == "ON",
             log_name=last[0].rpartition(".")[0],

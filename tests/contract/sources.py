@@ -23,7 +23,7 @@ from connectors.mysql import MySQLConnector, MySQLSettings
 from connectors.postgres import PostgresConnector, PostgresSettings
 from connectors.query import QueryConnector, QuerySettings
 from tests.services.kafka import KafkaCluster, create_topic
-from tests.services.mariadb import MariaDB
+from tests.services.mariadb import MySQLServer
 from tests.services.postgres import PostgresServer
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.source import Connector
@@ -131,7 +131,7 @@ class DeltaRig:
 class MySQLRig:
     """Two tables of a database, one of them with rows before anyone looked; transactions of a few rows."""
 
-    server: MariaDB
+    server: MySQLServer
     folder: Path
     database: str = ""
 

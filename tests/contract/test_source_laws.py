@@ -20,13 +20,13 @@ NUMBERS = list(range(60))
 FORMATS_OF_FILES = ["files json", "files json array", "files xml", "files avro"]
 
 
-@pytest.fixture(params=["kafka-tansu", "kafka-apache", *FORMATS_OF_FILES, "delta", "query", "mysql", "postgres"])
+@pytest.fixture(params=["kafka-tansu", "kafka-apache", *FORMATS_OF_FILES, "delta", "query", "mariadb", "mysql", "postgres"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceRig]:
     if request.param.startswith("kafka"):
         fixture = "tansu" if request.param == "kafka-tansu" else "apache_kafka"
         yield KafkaRig(request.getfixturevalue(fixture))
-    elif request.param == "mysql":
-        yield MySQLRig(request.getfixturevalue("mariadb"), tmp_path)
+    elif request.param in ("mariadb", "mysql"):
+        yield MySQLRig(request.getfixturevalue(request.param), tmp_path)
     elif request.param == "postgres":
         rig = PostgresRig(request.getfixturevalue("debian_postgres"), tmp_path)
         yield rig

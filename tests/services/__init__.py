@@ -13,7 +13,7 @@ import pytest
 
 __all__ = ["REQUIRABLE", "ServiceMissing", "cache_directory", "missing", "note_use", "required", "uses"]
 
-REQUIRABLE = ("tansu", "kafka", "minio", "moto", "postgres", "pgserver", "mariadb")
+REQUIRABLE = ("tansu", "kafka", "minio", "moto", "postgres", "pgserver", "mariadb", "mysql")
 
 _uses: dict[str, str] = {}
 

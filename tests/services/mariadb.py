@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pymysql
 
@@ -35,30 +36,64 @@ _OPTIONS: Mapping[str, str | int] = {
 }
 
 
-class MariaDB:
+class MySQLServer:
+    """A server that was running before the tests and outlives them, named by `WAXLAKE_MYSQL_URL`; its user may do anything.
+
+    Args:
+        url: ``mysql://user:password@host:port``.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname or "", parts.port or 3306
+        self.user, self.password = parts.username or "", parts.password or ""
+
+    @property
+    def url(self) -> str:
+        """Address of the server for its administrator."""
+        return f"mysql://{self.user}:{self.password}@{self.host}:{self.port}"
+
+    def connect(self, database: str | None = None, **options: Any) -> pymysql.Connection[Any]:
+        """Return an administrator's connection, autocommit."""
+        values = {
+            "user": self.user,
+            "password": self.password,
+            "autocommit": True,
+            "charset": "utf8mb4",
+            "ssl_disabled": self.host == "127.0.0.1",
+        }
+        return pymysql.connect(host=self.host, port=self.port, database=database, **{**values, **options})
+
+    def execute(self, *statements: str, database: str | None = None) -> Sequence[tuple[Any, ...]]:
+        """Run statements; return the rows of the last one."""
+        with self.connect(database) as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+            return cursor.fetchall()
+
+    def create_database(self) -> str:
+        """Create an empty database and return its name, unique."""
+        name = f"wax_{uuid.uuid4().hex[:12]}"
+        self.execute(f"CREATE DATABASE {name}")
+        return name
+
+
+class MariaDB(MySQLServer):
     """One MariaDB server on a port of its own; its data survives `restart` and `kill`.
 
     Args:
         options: Server options besides, or instead of, the ones set here; None as a value leaves an option out.
     """
 
-    host = "127.0.0.1"
-    user, password = "root", "wax-root"
-
     def __init__(self, *, options: Mapping[str, str | int | None] | None = None) -> None:
+        super().__init__(f"mysql://root:wax-root@127.0.0.1:{free_port()}")
         self._binary = server_binary()
         self._directory = Path(tempfile.mkdtemp(prefix="waxlake-mariadb-"))
         self._options = {**_OPTIONS, **(options or {})}
-        self.port = free_port()
         self.log_path = self._directory / "server.log"
         self._child: ChildProcess | None = None
         _install(self._directory)
         self.start(is_first=True)
-
-    @property
-    def url(self) -> str:
-        """Address of the server for its administrator."""
-        return f"mysql://{self.user}:{self.password}@{self.host}:{self.port}"
 
     def start(self, *, is_first: bool = False) -> None:
         """Start the server and wait until it answers. Does nothing when it runs."""
@@ -91,31 +126,6 @@ class MariaDB:
         """Kill the server and delete its data."""
         self.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
-
-    def connect(self, database: str | None = None, **options: Any) -> pymysql.Connection[Any]:
-        """Return an administrator's connection, autocommit."""
-        values = {
-            "user": self.user,
-            "password": self.password,
-            "autocommit": True,
-            "charset": "utf8mb4",
-            "ssl_disabled": True,
-            **options,
-        }
-        return pymysql.connect(host=self.host, port=self.port, database=database, **values)
-
-    def execute(self, *statements: str, database: str | None = None) -> Sequence[tuple[Any, ...]]:
-        """Run statements; return the rows of the last one."""
-        with self.connect(database) as connection, connection.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(statement)
-            return cursor.fetchall()
-
-    def create_database(self) -> str:
-        """Create an empty database and return its name, unique."""
-        name = f"wax_{uuid.uuid4().hex[:12]}"
-        self.execute(f"CREATE DATABASE {name}")
-        return name
 
     def _command(self) -> list[str]:
         own = {
