@@ -20,7 +20,9 @@ NUMBERS = list(range(60))
 FORMATS_OF_FILES = ["files json", "files json array", "files xml", "files avro"]
 
 
-@pytest.fixture(params=["kafka-tansu", "kafka-apache", *FORMATS_OF_FILES, "delta", "query", "mariadb", "mysql", "postgres"])
+@pytest.fixture(
+    params=["kafka-tansu", "kafka-apache", *FORMATS_OF_FILES, "delta", "query", "mariadb", "mysql", "postgres"]
+)
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SourceRig]:
     if request.param.startswith("kafka"):
         fixture = "tansu" if request.param == "kafka-tansu" else "apache_kafka"
