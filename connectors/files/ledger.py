@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,6 +60,7 @@ _PROPERTIES = {"delta.logRetentionDuration": "interval 1 days"}  # a commit at e
 _ATTEMPTS = 30
 _REOPEN_AFTER_REFRESHES = 200
 _RESUME_OVERLAP = 1000  # a page of S3: listing them again costs no request
+_SEEN_AT_ONCE = 200_000
 _EDITION_BITS = 32
 _MAX_EDITION = 15
 _WRITER = WriterProperties(compression="ZSTD", max_row_group_size=1 << 16)  # small groups: a range of numbers reads few
@@ -74,12 +75,14 @@ class NumberedFile:
         found: The file as it was when it got its number, or its last edition.
         edition: How often it changed before anyone read it, or was repaired.
         continues: Edition as which its positions count, if it is a repaired one whose first rows are the same.
+        is_again: Whether an earlier number stands for an earlier version of it.
     """
 
     number: int
     found: FoundFile
     edition: int = 0
     continues: int | None = None
+    is_again: bool = False
 
     @property
     def begin(self) -> int:
@@ -122,6 +125,7 @@ class Ledger:
         self._known = KnownNames()
         self._loaded: set[str] = set()
         self._last: list[str] | None = None
+        self._seen, self._seen_until = KnownNames(), 0
 
     @property
     def table_id(self) -> str:
@@ -276,7 +280,7 @@ class Ledger:
         for attempt in range(_ATTEMPTS):
             current = self.files(file.number, file.number + 1)[0]
             if current.found.is_same_content(now):
-                return current
+                return replace(current, is_again=file.is_again)
             if self._tracks_versions and not self.known().unknown([now.version]):
                 return None
             if current.edition >= _MAX_EDITION:
@@ -287,7 +291,7 @@ class Ledger:
                     expected="a file that is finished when it appears",
                     remedy="Write it under a name that begins with '.' or ends with .tmp, and rename it when it is whole",
                 )
-            edition = NumberedFile(file.number, now, current.edition + 1)
+            edition = NumberedFile(file.number, now, current.edition + 1, is_again=file.is_again)
             if self._commit(_rows([now], file.number, edition.edition), {_NEXT: self.next_number}, attempt):
                 return edition
         raise self._contention()
@@ -328,6 +332,21 @@ class Ledger:
                 columns=["path", "number"], filter=pc.field("path").isin(list(paths))
             )
         return dict(zip(*(c.to_pylist() for c in rows.sort_by("number").columns), strict=True))
+
+    def files_again(self, first: int, last: int) -> list[NumberedFile]:
+        """Return ``files``, each with whether an earlier number has its path. Called with growing numbers only."""
+        files = self.files(first, last)
+        for start in range(self._seen_until, first, _SEEN_AT_ONCE):
+            rows = self._between(start, min(first, start + _SEEN_AT_ONCE), ["path"])
+            self._seen.add(rows.column(0).to_pylist())
+        self._seen_until = max(first, self._seen_until)
+        new = set(self._seen.unknown([file.found.path for file in files]))
+        before: set[str] = set()
+        marked = []
+        for index, file in enumerate(files):
+            marked.append(replace(file, is_again=index not in new or file.found.path in before))
+            before.add(file.found.path)
+        return marked
 
     def totals(self, first: int, last: int) -> tuple[int, int]:
         """Return how many files have numbers in ``[first, last)``, and their bytes; a change of edition counts twice."""

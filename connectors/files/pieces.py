@@ -40,6 +40,11 @@ class Piece:
         return self.left_out is not None
 
     @property
+    def replaces(self) -> bool:
+        """Whether the rows of earlier versions of the file go when these come."""
+        return self.file.is_again and self.first_row == 0 and not self.is_skipped
+
+    @property
     def start(self) -> int:
         """Position of the first row."""
         return self.file.position(self.first_row)
@@ -110,7 +115,7 @@ class PieceQueue:
         taken: list[Piece] = []
         rows = size_bytes = files = 0
         bounds = self._bounds
-        while self._pieces and not (taken and self._pieces[0].is_skipped):
+        while self._pieces and not (taken and (self._pieces[0].is_skipped or self._is_again(taken))):
             piece, is_whole = self._take(bounds.rows - rows, bounds.size_bytes - size_bytes, fence)
             taken.append(piece)
             rows, size_bytes, files = rows + piece.count, size_bytes + piece.size_bytes, files + piece.is_end
@@ -124,6 +129,13 @@ class PieceQueue:
         for piece in reversed(pieces):
             self._pieces.appendleft(piece)
             self._count(piece, 1)
+
+    def _is_again(self, taken: list[Piece]) -> bool:
+        """Return whether the next piece begins a new version of a file that is in the batch already."""
+        piece = self._pieces[0]
+        if not piece.replaces:
+            return False
+        return any(other.file.found.path == piece.file.found.path for other in taken)
 
     def next_fence(self, position: int) -> int | None:
         """Return the first fence above ``position``."""

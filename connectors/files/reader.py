@@ -150,12 +150,16 @@ class FilesReader:
     def _load(self) -> bool:
         """Load the next files from the ledger; return whether there are any."""
         last = min(self._limit, self._load_number + _LOAD_FILES)
-        self._files.extend(self._history.with_repairs(self._ledger.files(self._load_number, last)))
+        self._files.extend(self._history.with_repairs(self._numbered(self._load_number, last)))
         self._load_number = max(self._load_number, last)
         if self._files and self._is_resuming:
             self._is_resuming = False
             self._contents.row = self._row_at(self._files[0], self._position)
         return bool(self._files)
+
+    def _numbered(self, first: int, last: int) -> list[NumberedFile]:
+        is_replacing = self._settings.allow_overwrites == "replace"
+        return (self._ledger.files_again if is_replacing else self._ledger.files)(first, last)
 
     def _poll(self) -> None:
         """List again now and then in a continuous run, without waiting for it."""
@@ -275,12 +279,12 @@ class FilesReader:
                 self._left_bytes -= piece.file.found.size_bytes
         if taken[0].is_skipped:
             return self._left_out(taken[0], start)
-        counts = _counts(taken, rows, rescued)
-        return [
-            self._batch(
-                table, start, self._position, read=sum(piece.count for piece in rows), facts={FILES_FACT: counts}
-            )
-        ]
+        rest = {
+            "read": sum(piece.count for piece in rows),
+            "facts": {FILES_FACT: _counts(taken, rows, rescued)},
+            "replaced": tuple(piece.file.found.path for piece in taken if piece.replaces),
+        }
+        return [self._batch(table, start, self._position, **rest)]
 
     def _left_out(self, piece: Piece, start: int) -> list[MicroBatch]:
         """Return the sign that the rest of a file is left out, cut at fences; the last of them says why."""

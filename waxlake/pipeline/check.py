@@ -27,6 +27,7 @@ from waxlake.pipeline.definitions import (
 )
 from waxlake.pipeline.expectations import FAILED_RULES
 from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name, resolve_path
+from waxlake.pipeline.replaced_files import check_replaced_files
 from waxlake.pipeline.sql import (
     StaticTables,
     connect,
@@ -225,7 +226,8 @@ class CheckedGraph:
                     spec, read.settings.clean_source_move_destination
                 )
             settings = read.settings.model_copy(update=update)
-            key = repr((read.settings.path, settings.format, settings.path_glob_filter, settings.recursive))
+            chosen = (read.settings.path, settings.format, settings.path_glob_filter, settings.recursive)
+            key = repr((*chosen, *settings.selection))
             ledger = spec.ledger_location(hashlib.sha256(key.encode()).hexdigest()[:16])
             return FilesConnector(settings, ledger=ledger, fixed=fixed)
         if isinstance(read, DatabaseRead):
@@ -275,6 +277,7 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
         plan = checked.merges[dataset.name] = merge_plan(dataset, compiled)
         checked.schemas[dataset.name] = target_schema(dataset, plan.shape)
         _check_partition_columns(dataset, checked.schemas[dataset.name])
+        check_replaced_files(dataset, compiled, checked.schemas[dataset.name])
         checked.flows += compiled
         return
     schema = dataset.definition.schema
@@ -282,6 +285,7 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
     for part in compiled:
         part.transform.output = schema
     _check_partition_columns(dataset, schema)
+    check_replaced_files(dataset, compiled, schema)
     checked.schemas[dataset.name] = schema
     checked.flows += compiled
 

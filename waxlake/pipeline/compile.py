@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import bytewax.operators as op
 import pyarrow as pa
@@ -15,10 +16,12 @@ from bytewax.dataflow import Stream as DataflowStream
 from bytewax.testing import TestingSource
 
 from sinks.cdc import MergeSink
+from sinks.cdc.replacing import ReplacingSink
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.plan import RunPlan, SourceGroup
+from waxlake.pipeline.replaced_files import replace_column
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
 from waxlake.stream.batch import MicroBatch
@@ -104,7 +107,11 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
     interval_s = checked.graph.spec.trigger_interval
     default_s = 10.0 if plan.is_bounded else 1.0
     merge = checked.merges.get(target)
+    replaced = replace_column([part for part in checked.flows if part.flow.target == target])
     sink: type[DeltaSink] = DeltaSink if merge is None else MergeSink
+    options: dict[str, Any] = {} if merge is None else merge.sink_options()
+    if replaced is not None:
+        sink, options = ReplacingSink, {"column": replaced}
     return sink(
         target=DeltaTarget(
             location=dataset.location,
@@ -122,7 +129,7 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
             on_error=lambda error: state.fail(target, error),
             identities=plan.identities,
         ),
-        **({} if merge is None else merge.sink_options()),
+        **options,
     )
 
 

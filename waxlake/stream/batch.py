@@ -71,6 +71,8 @@ class MicroBatch:
         partition_count: Number of partitions that the run reads of this source; a sink that has seen the last batch of
             all of them commits at once.
         cost_bytes: Memory the batch holds of its source's byte budget.
+        replaced: Files that were written anew and begin with this batch: their earlier rows leave the table in the commit that
+            holds it (only with a sink that replaces; others ignore it).
         facts: Further values for the commit's metadata.
     """
 
@@ -92,6 +94,7 @@ class MicroBatch:
     partition_count: int = 0
     cost_bytes: int = 0
     budget: str = ""
+    replaced: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     def with_rows(self, table: pa.Table, **changes: Any) -> MicroBatch:

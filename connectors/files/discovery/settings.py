@@ -74,6 +74,11 @@ class DiscoverySettings(Settings):
         description="A file whose content changed after it was read: off leaves it alone; append reads it as a new file, its "
         "older rows stay; replace lets its older rows leave the table in the commit that brings the new ones",
     )
+    replace_column: str = Field(
+        default="file_path",
+        min_length=1,
+        description="allow_overwrites='replace': column of the target table that holds `_metadata.file_path`",
+    )
     ordering: Literal["modification_time", "path"] = Field(
         default="modification_time",
         description="Order in which files that were found together are read: by (modification time, path), or by path; files "
@@ -160,6 +165,13 @@ class DiscoverySettings(Settings):
         after, before = self.modified_after, self.modified_before
         _require(after is None or before is None or after < before, "modified_after must lie before modified_before")
         return self
+
+    @property
+    def selection(self) -> tuple[object, ...]:
+        """What decides which files get numbers, besides path and glob; empty if nothing is set. Part of a ledger's identity."""
+        chosen = (self.allow_overwrites, self.modified_after, self.modified_before, self.manifest)
+        age = self.max_file_age is not None
+        return () if chosen == ("off", None, None, None) and not age else (*map(str, chosen), age)
 
     @property
     def full_listing_every_s(self) -> float:
