@@ -18,6 +18,7 @@ from sinks.delta.protocol import Committer
 from sinks.delta.sink import DeltaSink, Output, TableWriter
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.errors import UserError
+from waxlake.stream.schema import delta_schema
 
 __all__ = ["ReplacingSink"]
 
@@ -49,15 +50,21 @@ class _ReplacingWriter(TableWriter):
         self._gathered: set[str] = set()  # files with rows in the next commit
 
     def _take(self, batch: MicroBatch) -> None:
-        if not self._gathered.isdisjoint(batch.replaced):
-            self._flush()  # older rows must be in the table before they can leave it
+        if batch.replaced:
+            committer = self._opened(batch)
+            is_growth = self._grows(batch.table)
+            if is_growth or not self._gathered.isdisjoint(batch.replaced):
+                self._flush()  # older rows must be in the table before they can leave it
+            if is_growth:  # in a commit of its own: one that grows the table takes no files out of it
+                committer.add_columns(delta_schema(batch.table.schema))
+                self._read_schema(committer)
         super()._take(batch)
 
-    def _note_move(self, committer: Committer, app: str, batch: MicroBatch, now_s: float) -> None:
-        super()._note_move(committer, app, batch, now_s)
+    def _note_move(self, committer: Committer, app: str, batch: MicroBatch) -> None:
+        super()._note_move(committer, app, batch)
         if batch.replaced:
             self._replaced.update(batch.replaced)
-            self._since_s = self._since_s or now_s
+            self._since_s = self._since_s or self._clock.now_s()
         if batch.table.num_rows:
             self._gathered.update(pc.unique(self._paths(batch.table)).to_pylist())
 

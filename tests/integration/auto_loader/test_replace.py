@@ -91,6 +91,23 @@ def test_al10_w21_replace_is_exact_through_kills(project: Project) -> None:
     _check_history(project)
 
 
+def test_al10_a_new_version_may_bring_a_new_column(project: Project) -> None:
+    project.define(
+        """
+@wl.table
+def landed():
+    return (wl.read_files("inbox", format="json", allow_overwrites="replace", infer_column_types=True)
+            .with_columns(file_path="_metadata.file_path"))
+"""
+    )
+    project.land("a.json", {"id": 1}, {"id": 2})
+    project.land("b.json", {"id": 3})
+    project.run()
+    project.land("a.json", {"id": 4, "extra": "x"})
+    project.run()
+    assert project.rows("landed", "id", "extra") == [(3, None), (4, "x")]
+
+
 def test_al10_a_table_must_name_the_files_whose_rows_it_replaces(project: Project) -> None:
     _land(project, "a.json", 1, 1)
     for columns in ("", '.with_columns(file_path="1")'):
