@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from connectors.postgres.slots import SlotStatus
+    from waxlake.pipeline.copy_into import CopyOptions
     from waxlake.pipeline.events import Event
     from waxlake.pipeline.graph import Dataset, Graph
     from waxlake.pipeline.progress import Listener
@@ -255,7 +256,13 @@ def sql(
     spec: SpecOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run a query over the pipeline's tables; nothing can be changed."""
+    """Run a query over the pipeline's tables, or COPY INTO a table that no flow writes."""
+    from waxlake.pipeline.copy_into import parse_copy
+
+    statement = parse_copy(query)
+    if statement is not None:
+        _copy(_load_spec(spec, param), *statement)
+        return
     from waxlake.pipeline.lake import run_sql
 
     _echo_rows(run_sql(_load_graph(spec, param), query), is_json=json)
@@ -283,6 +290,95 @@ def files_state(
     if state is not None:
         found = found.filter(pc.equal(found.column("state"), state))
     _echo_rows(found, is_json=json)
+
+
+@app.command()
+def upload(
+    files: Annotated[list[Path], typer.Argument(help="Local files: csv, tsv, json, parquet, avro, orc, txt or xml.")],
+    table: Annotated[str, typer.Option("--table", help="Table to write: name, or schema.name.")],
+    mode: Annotated[
+        Literal["create", "append", "overwrite"], typer.Option("--mode", help="What to do with the table.")
+    ] = "create",
+    preview: Annotated[
+        bool, typer.Option("--preview", "--dry-run", help="Show columns and the first 50 rows; write nothing.")
+    ] = False,
+    format: Annotated[str | None, typer.Option("--format", help="Format; else by the names of the files.")] = None,
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="csv: the first record names columns.")
+    ] = None,
+    sep: Annotated[str | None, typer.Option("--sep", help="csv: character between two fields.")] = None,
+    multi_line: Annotated[
+        bool | None, typer.Option("--multi-line/--single-line", help="json: a document may span lines.")
+    ] = None,
+    infer: Annotated[bool, typer.Option("--infer-types/--no-infer-types", help="Else all columns are STRING.")] = True,
+    option: Annotated[list[str] | None, typer.Option("--option", help="name=value of read_files. Repeatable.")] = None,
+    type: Annotated[list[str] | None, typer.Option("--type", help="column=TYPE. Repeatable.")] = None,
+    rename: Annotated[list[str] | None, typer.Option("--rename", help="column=new name. Repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Columns to leave out. Repeatable.")] = None,
+    rescue: Annotated[bool, typer.Option("--rescue", help="Keep what does not fit in _rescued_data.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Append again what was appended before.")] = False,
+    max_files: Annotated[int, typer.Option(min=1, help="Most files.")] = 10,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of all files.")] = 2 << 30,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Upload local files into a table, all or nothing, and once however often it is repeated."""
+    from waxlake.pipeline.upload import Upload, UploadOptions, refuse_owned
+
+    loaded = _load_spec(spec, None)
+    refuse_owned(loaded, table)
+    given = {"header": header, "sep": sep, "multi_line": multi_line, "infer_column_types": None if infer else False}
+    options = UploadOptions(
+        mode=mode,
+        format=format,
+        options={**_pairs("--option", option), **{name: value for name, value in given.items() if value is not None}},
+        types=_pairs("--type", type),
+        renames=_pairs("--rename", rename),
+        excludes=tuple(exclude or ()),
+        keeps_rescued=rescue,
+        is_forced=force,
+        max_files=max_files,
+        max_bytes=max_bytes,
+    )
+    work = Upload(loaded, table, files, options)
+    if preview:
+        if not json:
+            typer.echo(f"{table}: " + ", ".join(f"{field.name} {field.type}" for field in work.schema))
+        _echo_rows(work.preview(), is_json=json)
+        return
+    receipt = work.run()
+    if receipt.was_there:
+        typer.echo(f"these files are in {table} already, since version {receipt.version}; --force appends them again")
+    else:
+        typer.echo(f"{receipt.rows:,} rows in {table}, version {receipt.version}: {work.location.uri}")
+
+
+@app.command("copy-into")
+def copy_into(
+    table: Annotated[str, typer.Argument(help="Table to fill; no flow may write it.")],
+    path: Annotated[str, typer.Argument(help="Folder, glob or file; local, or an fsspec URI.")],
+    format: Annotated[str, typer.Option("--format", help="Format of the files.")],
+    option: Annotated[list[str] | None, typer.Option("--option", help="name=value of read_files. Repeatable.")] = None,
+    merge_schema: Annotated[bool, typer.Option("--merge-schema", help="Add columns that the table lacks.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Load again what is loaded already.")] = False,
+    spec: SpecOption = None,
+) -> None:
+    """Load the files of a path that a table does not hold yet; all or nothing, each file once."""
+    from waxlake.pipeline.copy_into import CopyOptions
+
+    options = CopyOptions(
+        format=format, options=_pairs("--option", option), merges_schema=merge_schema, is_forced=force
+    )
+    _copy(_load_spec(spec, None), table, path, options)
+
+
+def _copy(spec: Spec, table: str, path: str, options: CopyOptions) -> None:
+    from waxlake.pipeline.copy_into import copy_into as copy
+    from waxlake.pipeline.upload import refuse_owned
+
+    refuse_owned(spec, table)
+    result = copy(spec, table, path, options)
+    typer.echo(f"{result.rows:,} rows copied into {table}" if result.commits else f"nothing new for {table}")
 
 
 @app.command()
@@ -360,6 +456,17 @@ def demo(
     from waxlake.demo.run import main as run_demo
 
     run_demo(fast=fast, folder=folder)
+
+
+def _pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
+    """Return the pairs of a repeatable option ``key=value``."""
+    values = {}
+    for text in texts or ():
+        key, separator, value = text.partition("=")
+        if not separator or not key or not value:
+            raise UsageError(f"option {option}", code="OPTION_INVALID", found=repr(text), expected="name=value")
+        values[key] = value
+    return values
 
 
 def _load_spec(path: Path | None, params: Sequence[str] | None) -> Spec:

@@ -25,6 +25,8 @@ FAILPOINTS: Final = (
     "committed",  # the primary commit is durable, nobody was told
     "between-tables",  # one table of a shared source has committed, the next has not
     "ledger-write",  # new files were found, the ledger commit is about to happen
+    "upload-written",  # the rows of an upload are in data files, no commit names them
+    "upload-committed",  # an upload is in the table, nobody was told
     "schema-found",  # a new column was seen, the schema history does not hold it yet
     "schema-stored",  # the schema history holds it, no row of it was emitted
     "ledger-written",  # the ledger holds the new files, no row of them was emitted
