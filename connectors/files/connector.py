@@ -17,7 +17,6 @@ from connectors.files.discovery.open import open_discovery, open_store
 from connectors.files.evolution import Evolution
 from connectors.files.formats.choice import make_format
 from connectors.files.history import FileHistory
-from connectors.files.inference import infer_schema
 from connectors.files.journal import FileJournal
 from connectors.files.ledger import Ledger
 from connectors.files.local_store import LocalStore, raw_path
@@ -308,6 +307,8 @@ class FilesConnector:
         )
 
     def _inferred(self) -> pa.Schema:
+        from connectors.files.inference import infer_schema  # brings every format along
+
         self._check_path()
         schema = infer_schema(
             self.settings, self._store, [file for block in self._store.list_files() for file in block]

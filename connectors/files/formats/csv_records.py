@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import pyarrow.csv as pa_csv
 
 from connectors.files.formats.columns import matched_names, unique_names
 from connectors.files.formats.csv_lines import kept_lines
-from connectors.files.formats.encoded import ChunkStream, chunks, peek, utf8_stream
+from connectors.files.formats.encoded import Chained, peek, utf8_stream
 from connectors.files.formats.malformed import CorruptRecords
 from connectors.files.formats.text_types import TextTypes
 from connectors.files.formats.text_values import has_text_form
@@ -85,7 +84,7 @@ class CsvRecords:
         peeked = peek(text, _PEEK_BYTES)
         first = self._first_record(peeked)
         row = -1 if self.options.header else 0
-        for table in self._records(ChunkStream(itertools.chain([peeked], chunks(text))), first) if first else ():
+        for table in self._records(Chained(peeked, text), first) if first else ():
             drop = min(len(table), max(0, skip_rows - row) if row >= 0 else 1 + skip_rows)
             row += len(table)
             if drop < len(table):

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-__all__ = ["ChunkStream", "chunks", "peek", "to_utf8", "utf8_stream"]
+__all__ = ["Chained", "ChunkStream", "chunks", "peek", "to_utf8", "utf8_stream"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -23,20 +23,36 @@ class ChunkStream(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to ``size`` bytes; none at the end only."""
-        if size < 0:
-            return b"".join([self._take(), *self._source])
-        while not self._head:
+        """Return ``size`` bytes; fewer at the end only."""
+        parts, got = [self._head], len(self._head)
+        while size < 0 or got < size:
             chunk = next(self._source, None)
             if chunk is None:
-                return b""
-            self._head = chunk
-        head, self._head = self._head[:size], self._head[size:]
-        return head
+                break
+            parts.append(chunk)
+            got += len(chunk)
+        data = b"".join(parts)
+        self._head = data[size:] if 0 <= size < got else b""
+        return data[:size] if 0 <= size < got else data
 
-    def _take(self) -> bytes:
-        head, self._head = self._head, b""
-        return head
+
+class Chained(io.RawIOBase):
+    """What was read already, then the rest of the stream."""
+
+    def __init__(self, head: bytes, stream: Any) -> None:
+        self._head, self._stream = head, stream
+
+    def readable(self) -> bool:
+        """Return True, for Arrow."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to ``size`` bytes."""
+        if self._head:
+            head = self._head if size < 0 else self._head[:size]
+            self._head = self._head[len(head) :]
+            return head
+        return bytes(self._stream.read(size))
 
 
 def chunks(stream: Any) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zlib
 from datetime import date, datetime, timezone
 from decimal import Decimal
@@ -247,3 +248,11 @@ def test_al_29_orc_stripes_and_nested_columns(lab: FilesLab) -> None:
     run(lab.connector(max_rows_per_batch=9_000), part, max_batches=2)
     run(lab.connector(), part)
     assert part.rows == flow.rows
+
+
+def test_al_27_without_its_extra_avro_says_what_to_install(lab: FilesLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.format, lab.schema = "avro", "id BIGINT"
+    lab.write("a.avro", avro([{"id": 1, "name": "a"}]))
+    monkeypatch.setitem(sys.modules, "fastavro", None)
+    with pytest.raises(UsageError, match=r"pip install 'waxlake\[avro\]'"):
+        run(lab.connector(), Flow())
