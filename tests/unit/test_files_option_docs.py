@@ -28,6 +28,7 @@ def _tests() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 found.add(node.name)
+        found.add(path.stem)
     return found
 
 
