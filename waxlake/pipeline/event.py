@@ -170,19 +170,24 @@ def progress_events(
             )
         )
         for number, lost in enumerate(facts.get("skipped") or ()):
-            start, end = lost["positions"]
             events.append(
                 _commit_event(
                     "data_loss",
                     f"table {receipt.table}: {_loss(lost)}",
                     "WARN",
-                    {**lost, "lost_positions": end - start, "table_version": receipt.version},
+                    {**lost, **_extent(lost), "table_version": receipt.version},
                     f"{commit}/lost/{number}",
                     committed_at,
                     origin,
                 )
             )
     return events
+
+
+def _extent(lost: Mapping[str, Any]) -> dict[str, int]:
+    """Return how much was lost: positions of a file are not dense, so it counts as one."""
+    start, end = lost["positions"]
+    return {"left_out_files": 1} if "file" in lost else {"lost_positions": end - start}
 
 
 def _loss(lost: Mapping[str, Any]) -> str:

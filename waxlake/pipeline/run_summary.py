@@ -30,6 +30,7 @@ class TableTotal:
         dropped: Rows that a rule removed.
         quarantined: Rows in its quarantine table.
         lost_positions: Positions that were skipped because the source no longer held them.
+        left_out_files: Files left out on request.
         status: Status last reported: RUNNING, FAILED, SKIPPED, RETRYING; empty before the first report.
         problem: Message of the last failure or retry.
         rules: Rule name (with its dataset, if that is another one) to its figures.
@@ -41,6 +42,7 @@ class TableTotal:
     dropped: int = 0
     quarantined: int = 0
     lost_positions: int = 0
+    left_out_files: int = 0
     status: str = ""
     problem: str = ""
     rules: dict[str, RuleTotal] = field(default_factory=dict)
@@ -98,8 +100,10 @@ class RunSummary:
         elif event.event_type == "flow_progress" and event.dataset:
             self._take_progress(event, self.tables.setdefault(event.dataset, TableTotal()))
         elif event.event_type == "data_loss" and event.dataset:
-            lost = (event.details.get("data_loss") or {}).get("lost_positions", 0)
-            self.tables.setdefault(event.dataset, TableTotal()).lost_positions += int(lost)
+            lost = event.details.get("data_loss") or {}
+            total = self.tables.setdefault(event.dataset, TableTotal())
+            total.lost_positions += int(lost.get("lost_positions", 0))
+            total.left_out_files += int(lost.get("left_out_files", 0))
         return True
 
     def _take_progress(self, event: Event, table: TableTotal) -> None:
@@ -150,6 +154,7 @@ def _extras(table: TableTotal) -> str:
         f"{table.dropped:,} dropped" if table.dropped else "",
         f"{table.quarantined:,} quarantined" if table.quarantined else "",
         f"{table.lost_positions:,} positions lost at the source" if table.lost_positions else "",
+        f"{table.left_out_files:,} files left out" if table.left_out_files else "",
         table.status.lower() if table.status in ("FAILED", "SKIPPED") else "",
     ]
     return "".join(f", {part}" for part in parts if part)

@@ -6,6 +6,7 @@ Each option costs only the rows that need it: records that are no strict JSON, n
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -25,6 +26,7 @@ from connectors.json_records import RESCUED, JsonDecoder
 __all__ = ["JsonValues"]
 
 _RAW: Final = r'^\{"_raw(?:_base64)?":'
+_THREADS: Final = min(4, os.cpu_count() or 1)  # one reader reads all files of a source, so cores are free
 _SPELLINGS: Final = 8  # ways to spell the names of a batch that are worth a decoder each
 
 
@@ -50,7 +52,7 @@ class JsonValues:
         self._is_plain = not (
             options.is_lenient or self._corrupt.is_wanted or self._texts or not options.reader_case_sensitive
         )
-        self._decoder = JsonDecoder(self._read, with_rescued=has_rescued or not self._is_plain)
+        self._decoder = JsonDecoder(self._read, with_rescued=has_rescued or not self._is_plain, threads=_THREADS)
         self._exact = ExactDecoder(self._read, takes_names=options.allow_non_numeric_numbers)
         self._spellings: dict[tuple[str, ...], JsonDecoder] = {}
         names = "|".join(re.escape(name) for name in self._read.names)
