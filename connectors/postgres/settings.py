@@ -58,13 +58,6 @@ class PostgresSettings(Settings):
     max_bytes_per_batch: int = Field(
         default=16 << 20, ge=1024, le=1 << 30, description="Bytes of changes after which a micro-batch is closed"
     )
-    heartbeat: Duration | None = Field(
-        default=None,
-        ge=0.1,
-        le=86_400,
-        description="How often to write a message into the source's log, so that a slot of a quiet database moves on "
-        "where the server sends no keepalives (behind a proxy); off if not given",
-    )
     lag_warning_bytes: int = Field(
         default=1 << 30, ge=1, description="Log bytes that the slot holds back from which on `waxlake status` warns"
     )

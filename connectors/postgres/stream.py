@@ -214,7 +214,8 @@ class ChangeStream:
             if not segment.rows and self._segments and not self._segments[-1].is_partial:
                 self._segments[-1].position = segment.position  # nothing but progress: no segment of its own
                 return
-            while self._ahead_bytes > _AHEAD_BYTES and not self._is_closing:
+            most = min(_AHEAD_BYTES, 4 * self._settings.max_bytes_per_batch)
+            while self._ahead_bytes > most and not self._is_closing:
                 self._changed.wait(_STATUS_S)
                 self._tell_now_and_then()
             self._segments.append(segment)

@@ -32,6 +32,7 @@ class PostgresLab:
     tables: list[pa.Table] = field(default_factory=list)
     retries: list[TransientError] = field(default_factory=list)
     largest_bytes: int = 0
+    pieces: int = 0
 
     def execute(self, statements: str) -> list[tuple[Any, ...]]:
         """Run statements, each committed at once."""
@@ -88,6 +89,7 @@ class PostgresLab:
 
     def _take(self, batch: MicroBatch, open_pieces: dict[str, list[MicroBatch]]) -> None:
         assert batch.start == self.stored[batch.partition]
+        self.pieces += batch.is_partial
         self.largest_bytes = max(self.largest_bytes, batch.table.nbytes)
         open_pieces.setdefault(batch.partition, []).append(batch)
         if not batch.is_partial:
