@@ -26,7 +26,8 @@ _AWAY: Final = re.compile(
     r"connection refused|could not connect|timeout expired|timed out|server closed|terminat|starting up|shutting down|"
     r"could not translate|could not receive|could not send|connection (already )?(is )?closed|not yet accepting|no connection|"
     r"connection reset|broken pipe|ssl connection has been closed|network is unreachable|in recovery mode|too many clients|"
-    r"remaining connection slots|eof detected|no route to host|lost synchronization|is the server running|no message from the libpq",
+    r"remaining connection slots|eof detected|no route to host|lost synchronization|is the server running|"
+    r"no message from the libpq",
     re.I,
 )
 _LOST: Final = re.compile(
