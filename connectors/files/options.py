@@ -40,7 +40,9 @@ class NamedOptions(FormatOptions):
     """Options of formats whose rows name their columns."""
 
     reader_case_sensitive: bool = Field(
-        default=True, description="Names that differ in case are other columns, and are rescued; else they are the same"
+        default=True,
+        description="Columns whose names differ in case are different, and rescued; else they are the same. Fields inside a STRUCT "
+        "always differ, but in xml",
     )
 
 
@@ -112,7 +114,8 @@ class RecordOptions(TypeOptions):
 
     mode: Literal["PERMISSIVE", "DROPMALFORMED", "FAILFAST"] = Field(
         default="PERMISSIVE",
-        description="A malformed record: its row holds NULLs and its text is rescued; it is left out; or it stops the flow",
+        description="A malformed record: its row holds NULLs and its text is rescued; it is left out; or it stops the flow. A value that "
+        "does not fit its column makes no record malformed: it is rescued",
     )
     column_name_of_corrupt_record: str = Field(
         default="_corrupt_record",
