@@ -41,8 +41,8 @@ class NamedOptions(FormatOptions):
 
     reader_case_sensitive: bool = Field(
         default=True,
-        description="Columns whose names differ in case are different, and rescued; else they are the same. Fields inside a STRUCT "
-        "always differ, but in xml",
+        description="Columns whose names differ in case are different, and rescued; else they are the same. Fields inside "
+        "a STRUCT always differ, but in xml",
     )
 
 
@@ -114,8 +114,8 @@ class RecordOptions(TypeOptions):
 
     mode: Literal["PERMISSIVE", "DROPMALFORMED", "FAILFAST"] = Field(
         default="PERMISSIVE",
-        description="A malformed record: its row holds NULLs and its text is rescued; it is left out; or it stops the flow. A value that "
-        "does not fit its column makes no record malformed: it is rescued",
+        description="A malformed record: its row holds NULLs and its text is rescued; it is left out; or it stops the flow. "
+        "A value that does not fit its column makes no record malformed: it is rescued",
     )
     column_name_of_corrupt_record: str = Field(
         default="_corrupt_record",
