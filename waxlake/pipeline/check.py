@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -46,6 +46,9 @@ from waxlake.stream.errors import DefinitionError
 from waxlake.stream.growth import merged_type
 from waxlake.stream.schema import compare_schemas, delta_schema, no_rows
 from waxlake.stream.source import Connector, Sharing
+
+if TYPE_CHECKING:
+    from waxlake.pipeline.file_rows import FileRows
 
 __all__ = ["BatchQuery", "CheckedFlow", "CheckedGraph", "check_graph", "quarantine_schema"]
 
@@ -108,10 +111,14 @@ class CheckedFlow:
 
 @dataclass(slots=True)
 class BatchQuery:
-    """The query of a materialized or temporary view, compiled; ``transform`` holds the rules of the view."""
+    """The query of a materialized or temporary view, compiled; ``transform`` holds the rules of the view.
+
+    ``files`` are its reads of files, by the identity of their branch.
+    """
 
     flow: Flow
     branches: list[tuple[Branch, Transform]] = field(default_factory=list)
+    files: dict[int, FileRows] = field(default_factory=dict)
     schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     @property
@@ -122,10 +129,12 @@ class BatchQuery:
 
     def run(self, tables: StaticTables) -> pa.Table:
         """Return the rows of the query over the inputs as ``tables`` finds them."""
-        outcomes = [
-            transform.apply(_base_rows(branch.read, tables, self.flow), tables) for branch, transform in self.branches
-        ]
+        outcomes = [transform.apply(self._start(branch, tables), tables) for branch, transform in self.branches]
         return _gathered(outcomes, self.schema)
+
+    def _start(self, branch: Branch, tables: StaticTables) -> pa.Table:
+        files = self.files.get(id(branch))
+        return files.read() if files is not None else _base_rows(branch.read, tables, self.flow)
 
 
 def _essence(element: Read | Step) -> tuple[object, ...]:
@@ -203,6 +212,16 @@ class CheckedGraph:
             self.schemas[name] = arrow_schema(self.external(name).open())
         return self.schemas[name]
 
+    def file_settings(self, read: FilesRead) -> Any:
+        """Return the settings of a read of files, with paths and the store's options as the spec means them."""
+        spec = self.graph.spec
+        update: dict[str, Any] = {"path": resolve_path(spec, read.settings.path)}
+        if not read.settings.storage_options:
+            update["storage_options"] = spec.storage_options
+        if read.settings.clean_source_move_destination is not None:
+            update["clean_source_move_destination"] = resolve_path(spec, read.settings.clean_source_move_destination)
+        return read.settings.model_copy(update=update)
+
     def connector(self, read: Read, *, fixed: pa.Schema | None = None) -> Connector:
         """Return the connector of a read.
 
@@ -218,14 +237,7 @@ class CheckedGraph:
         if isinstance(read, FilesRead):
             from connectors.files import FilesConnector
 
-            update: dict[str, Any] = {"path": resolve_path(spec, read.settings.path)}
-            if not read.settings.storage_options:
-                update["storage_options"] = spec.storage_options
-            if read.settings.clean_source_move_destination is not None:
-                update["clean_source_move_destination"] = resolve_path(
-                    spec, read.settings.clean_source_move_destination
-                )
-            settings = read.settings.model_copy(update=update)
+            settings = self.file_settings(read)
             chosen = (read.settings.path, settings.format, settings.path_glob_filter, settings.recursive)
             key = repr((*chosen, *settings.selection))
             ledger = spec.ledger_location(hashlib.sha256(key.encode()).hexdigest()[:16])
@@ -410,8 +422,8 @@ def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
             dataset=dataset.name,
             steps=branch.steps,
             expectations=dataset.expectations if dataset.kind == "temporary_view" else (),
-            source=_base_rows(branch.read, empty, flow),
-            hidden=(),
+            source=_empty_rows(checked, query, branch),
+            hidden=("_metadata",) if isinstance(branch.read, FilesRead) and _uses_metadata(branch) else (),
             statics=_statics(branch.steps, flow),
             tables=empty,
             schema=delta_schema(declared) if declared is not None else None,
@@ -436,6 +448,23 @@ def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
         _check_partition_columns(dataset, query.schema)
 
 
+def _uses_metadata(branch: Branch) -> bool:
+    return bool(mentioned(branch.steps, ("_metadata",)))
+
+
+def _empty_rows(checked: CheckedGraph, query: BatchQuery, branch: Branch) -> pa.Table:
+    """Return no rows of what a batch query starts from; a read of files is opened here."""
+    if not isinstance(branch.read, FilesRead):
+        return _base_rows(branch.read, EmptyTables(checked), query.flow)
+    from connectors.files.scan import FilesScan
+    from waxlake.pipeline.file_rows import FileRows
+
+    with located(branch.read.where):
+        scan = FilesScan(checked.file_settings(branch.read))
+        rows = query.files[id(branch)] = FileRows(scan, scan.schema(), _uses_metadata(branch))
+    return rows.empty()
+
+
 def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> CheckedFlow:
     from waxlake.pipeline.view import ViewConnector
 
@@ -457,7 +486,7 @@ def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> Ch
     return CheckedFlow(
         flow=flow,
         read=TableRead(name=f"view:{dataset.name}"),
-        connector=ViewConnector(checked, dataset.name, _stored_inputs(checked, flow)),
+        connector=ViewConnector(checked, dataset.name, _stored_inputs(checked, flow), tuple(query.files.values())),
         transform=transform,
         columns=frozenset(query.schema.names),
         gates=gates,

@@ -15,6 +15,7 @@ from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
+from waxlake.pipeline.view import ViewConnector
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
 from waxlake.stream.growth import merge_schemas
@@ -37,6 +38,7 @@ __all__ = [
     "claim_tables",
     "make_plan",
     "prepare_tables",
+    "settle_files",
     "source_groups",
 ]
 
@@ -83,6 +85,7 @@ class RunPlan:
         marks: Flow name to app id to (where it begins without a position, the mark).
         skipped: Losses that are skipped on request, for the event log.
         failures: Group key to why its source cannot be read.
+        seen_files: View to what was there of the files it reads when the run was planned.
         beginning: Keys of groups with a flow that has no position in some partition yet: where it begins is to be stored.
     """
 
@@ -95,6 +98,7 @@ class RunPlan:
     marks: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     failures: dict[str, ExternalError] = field(default_factory=dict)
+    seen_files: dict[str, list[str]] = field(default_factory=dict)
     beginning: set[str] = field(default_factory=set)
 
 
@@ -208,6 +212,13 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
         DefinitionError: A flow reads other sources than before. Not retryable.
     """
     plan = RunPlan(is_bounded=is_bounded, run_number=run_number)
+    if is_bounded:
+        plan.seen_files = {
+            part.flow.target: part.connector.look()
+            for part in checked.flows
+            if isinstance(part.connector, ViewConnector)
+        }
+        settle_files(checked, plan)
     seen: dict[str, SourceState | ExternalError] = {}
     for group in groups:
         try:
@@ -221,6 +232,13 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
     if is_bounded:
         _leave_out_finished(checked, groups, plan)
     return plan
+
+
+def settle_files(checked: CheckedGraph, plan: RunPlan) -> None:
+    """Let views that read files take them, in every process of a bounded run, for what was there when it was planned."""
+    for part in checked.flows:
+        if isinstance(part.connector, ViewConnector) and part.flow.target in plan.seen_files:
+            part.connector.settle(plan.seen_files[part.flow.target])
 
 
 def _planned_or_anew(

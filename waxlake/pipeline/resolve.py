@@ -17,6 +17,7 @@ from waxlake.pipeline.declare import Registry, registering
 from waxlake.pipeline.definitions import (
     DatasetDefinition,
     Expect,
+    FilesRead,
     FlowDefinition,
     Query,
     Read,
@@ -307,13 +308,15 @@ class _Resolver:
                 expected="wl.read_stream, wl.read_kafka or wl.read_files",
                 remedy="Use wl.read_stream, or declare it with @wl.materialized_view",
             )
+        if wants_batch and all(isinstance(branch.read, FilesRead) for branch in relation.branches):
+            relation = Batch(relation.branches)  # all files, as they are at each refresh
         if wants_batch and not isinstance(relation, Batch):
             raise DefinitionError(
                 f"materialized view '{definition.name}' needs a batch query",
                 where=flow.where,
                 code="STREAM_FOR_MATERIALIZED_VIEW",
                 found="a stream",
-                expected="wl.read or wl.sql",
+                expected="wl.read, wl.sql or wl.read_files",
                 remedy="Use wl.read or wl.sql, or declare it with @wl.table",
             )
         self._relations[flow.name] = relation

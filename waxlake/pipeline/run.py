@@ -31,6 +31,7 @@ from waxlake.pipeline.plan import (
     claim_tables,
     make_plan,
     prepare_tables,
+    settle_files,
     source_groups,
 )
 from waxlake.pipeline.progress import Listener
@@ -321,6 +322,7 @@ def prepare_run(
     plan = cluster.share(plan_here) if cluster is not None else plan_here()
     # Other processes look only now: what the first one has inferred of its sources is stored by then.
     checked = check_here()
+    settle_files(checked, plan)
     groups = source_groups(checked)
     plan.update_id = plan.update_id if before is None else before.plan.update_id
     report = _Reporter(spec, plan.update_id, listeners) if before is None else before.report

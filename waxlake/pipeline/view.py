@@ -2,11 +2,13 @@
 
 The position is one plus the sum of the input versions plus one each: it grows with every new version of any input. The identity
 holds the inputs' table ids and the query's fingerprint, so a changed query or a recreated input is a new source, which
-recomputes the view.
+recomputes the view. A view that reads files has no version that grows: its position is a count of refreshes above a hash of what
+it has read, files and versions, so that it is up to date where the hash is the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,16 +18,19 @@ import pyarrow as pa
 from waxlake.pipeline.tables import LatestTables
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.clock import Clock
-from waxlake.stream.position import identity_version
+from waxlake.stream.position import app_id, identity_version
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, spread
 
 if TYPE_CHECKING:
     from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.file_rows import FileRows
 
 __all__ = ["ViewConnector"]
 
 _PARTITION = "inputs"
+_DIGEST_BITS = 40
+_DIGEST_MASK = (1 << _DIGEST_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,12 +41,14 @@ class ViewConnector:
         checked: The pipeline.
         view: Its name.
         inputs: The stored tables it depends on.
+        files: The files that it reads.
         min_interval_s: Shortest time between two refreshes of a continuous run.
     """
 
     checked: CheckedGraph
     view: str
     inputs: tuple[str, ...]
+    files: tuple[FileRows, ...] = ()
     min_interval_s: float = 5.0
 
     @property
@@ -67,13 +74,44 @@ class ViewConnector:
         """Return the inputs' versions as one position."""
         versions, ids = self.versions()
         fingerprint = self.checked.queries[self.view].fingerprint
-        identity = identity_version("/".join([fingerprint, *ids]))
+        identity = f"view:{identity_version('/'.join([fingerprint, *ids])):x}"
         return SourceState(
-            identity=f"view:{identity:x}",
+            identity=identity,
             name="",
-            partitions={_PARTITION: SourceRange(low=0, high=_position(versions))},
+            partitions={_PARTITION: SourceRange(low=0, high=self.position(versions, self._stored(identity)))},
             begin={_PARTITION: 0},
         )
+
+    def _stored(self, identity: str) -> int:
+        """Return the position that the view's table holds, where it counts; else 0."""
+        dataset = self.checked.graph.datasets[self.view]
+        if not self.files or dataset.location is None or not dataset.location.exists():
+            return 0
+        app = app_id(dataset.flows[0].name, identity, _PARTITION)
+        return int(dataset.location.open().transaction_version(app) or 0)
+
+    def position(self, versions: Sequence[int], before: int) -> int:
+        """Return the position that stands for the inputs as they are now.
+
+        Args:
+            versions: Versions of the input tables.
+            before: Position of the last refresh, 0 for none; returned if nothing has changed since.
+        """
+        if not self.files:
+            return _position(versions)
+        seen = repr((list(versions), [files.fingerprint() for files in self.files]))
+        digest = int.from_bytes(hashlib.sha256(seen.encode("utf-8", "surrogateescape")).digest()[:5], "big") | 1
+        is_same = before & _DIGEST_MASK == digest
+        return before if is_same else (before >> _DIGEST_BITS) + 1 << _DIGEST_BITS | digest
+
+    def look(self) -> list[str]:
+        """Return what the files are now, for every process of a run to take as given (``settle``)."""
+        return [files.fingerprint() for files in self.files]
+
+    def settle(self, seen: Sequence[str]) -> None:
+        """Take the files for what another process has seen, until the run ends."""
+        for files, text in zip(self.files, seen, strict=True):
+            files.seen = text
 
     def versions(self) -> tuple[list[int], list[str]]:
         """Return the latest version and the table id of each input."""
@@ -129,7 +167,7 @@ class _ViewReader:
             return []
         self._refreshed_at_s = now_s
         versions, _ = self._connector.versions()
-        end = _position(versions)
+        end = self._connector.position(versions, self._position)
         self._is_done = self._is_bounded
         if end <= self._position:
             return []

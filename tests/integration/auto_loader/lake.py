@@ -52,7 +52,7 @@ class Lake:
         """Let a whole, settled file arrive: bytes, text, or rows as JSON lines."""
         if not isinstance(content, str | bytes):
             content = "".join(json.dumps(row) + "\n" for row in content)
-        hidden = self.inbox / f".{name}.tmp"
+        hidden = (self.inbox / name).with_name(".landing.tmp")
         hidden.write_bytes(content.encode() if isinstance(content, str) else content)
         settled_s = time.time() - 60
         os.utime(hidden, (settled_s, settled_s))
