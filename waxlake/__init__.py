@@ -17,6 +17,7 @@ from waxlake.pipeline.declare import (
     table,
     temporary_view,
 )
+from waxlake.pipeline.ingest import ingest_database
 from waxlake.pipeline.stream import (
     Batch,
     Stream,
@@ -46,6 +47,7 @@ __all__ = [
     "expect_or_drop",
     "expect_or_fail",
     "expect_or_quarantine",
+    "ingest_database",
     "materialized_view",
     "read",
     "read_debezium",

@@ -1,0 +1,86 @@
+"""Many tables of a database by one declaration, each kept in its own way."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+import waxlake as wl
+from tests.e2e.project import Project
+from waxlake.stream.errors import DefinitionError
+
+DEFINITIONS = """
+import functools
+
+read = functools.partial(wl.read_query, "sqlite:///{path}", cursor="changed", look_back=0, detect_deletes_every=0)
+wl.ingest_database(
+    read,
+    {
+        "orders": ["id"],
+        "prices": {"keys": "id", "scd_type": 2, "track_history_columns": "price", "name": "price_history"},
+        "visits": {"scd_type": "append_only", "exclude_columns": "note", "partition_cols": "city"},
+        "people": {"keys": ["id"], "row_filter": "city = 'Rome'", "include_columns": ["id", "name", "city"]},
+    },
+    schema="default",
+    exclude_columns=(),
+)
+"""
+
+
+def test_tables_of_a_database_each_in_its_own_way(project: Project) -> None:
+    def execute(*statements: str) -> None:
+        with closing(sqlite3.connect(project.folder / "app.db")) as database:
+            for statement in statements:
+                database.execute(statement)
+            database.commit()
+
+    execute(
+        "CREATE TABLE orders (id INTEGER PRIMARY KEY, amount REAL, changed INTEGER)",
+        "CREATE TABLE prices (id INTEGER PRIMARY KEY, price INTEGER, note TEXT, changed INTEGER)",
+        "CREATE TABLE visits (id INTEGER PRIMARY KEY, city TEXT, note TEXT, changed INTEGER)",
+        "CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT, city TEXT, age INTEGER, changed INTEGER)",
+        "INSERT INTO orders VALUES (1, 1.5, 1), (2, 2.5, 1)",
+        "INSERT INTO prices VALUES (1, 10, 'a', 1)",
+        "INSERT INTO visits VALUES (1, 'Rome', 'x', 1)",
+        "INSERT INTO people VALUES (1, 'Ann', 'Rome', 3, 1), (2, 'Ben', 'Oslo', 4, 1), (3, 'Cy', 'Rome', 5, 1)",
+    )
+    project.define(DEFINITIONS.replace("{path}", str(project.folder / "app.db")))
+    project.run()
+    execute(
+        "UPDATE orders SET amount = 9, changed = 2 WHERE id = 1",
+        "DELETE FROM orders WHERE id = 2",
+        "UPDATE prices SET note = 'b', changed = 2",
+        "UPDATE visits SET city = 'Oslo', changed = 2",
+        "UPDATE people SET city = 'Bern', changed = 2 WHERE id = 1",
+        "UPDATE people SET city = 'Rome', changed = 2 WHERE id = 2",
+    )
+    project.run()
+    execute("UPDATE prices SET price = 12, changed = 3")
+    project.run()
+    assert project.rows("orders", "id", "amount") == [(1, 9.0)]
+    history = project.rows("price_history", "price", "note", "__END_AT")
+    assert [(price, note, end is None) for price, note, end in history] == [(10, "b", False), (12, "b", True)]
+    assert project.rows("visits", "id", "city", "_change_type") == [(1, "Oslo", "update"), (1, "Rome", "read")]
+    assert "note" not in project.handle("visits").schema().to_json()
+    assert project.handle("visits").metadata().partition_columns == ["city"]
+    assert project.rows("people", "id", "name", "city") == [(2, "Ben", "Rome"), (3, "Cy", "Rome")]
+    names = [field.name for field in project.handle("people").schema().fields]
+    assert [name for name in names if not name.startswith("_")] == ["id", "name", "city"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"a": {}}, "keys are missing"),
+        ({"a": {"keys": "id", "scd_typ": 2}}, "Did you mean 'scd_type'"),
+        ({"a": {"keys": "id", "include_columns": "x", "exclude_columns": "y"}}, "not both"),
+        ({"a": {"keys": "id", "track_history_columns": "x"}}, "needs scd_type=2"),
+        ({"x.a": ["id"], "y.a": ["id"]}, "two tables 'a'"),
+    ],
+)
+def test_what_cannot_be_declared_is_refused_with_its_line(tables: dict[str, Any], said: str) -> None:
+    with pytest.raises(DefinitionError, match=rf"test_ingest_database.py:\d+.*{said}"):
+        wl.ingest_database(lambda table: wl.read_stream("s3://bucket/table"), tables)

@@ -1,0 +1,139 @@
+"""Many tables of a database by one declaration: for each a target, kept as current rows, as a history, or as a log of changes.
+
+A convenience on top of ``create_streaming_table``, ``create_auto_cdc_flow`` and ``append_flow``; nothing here is new to a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from waxlake.pipeline.auto_cdc import create_auto_cdc_flow
+from waxlake.pipeline.declare import append_flow, create_streaming_table
+from waxlake.pipeline.definitions import calling_line, located
+from waxlake.pipeline.stream import Stream
+from waxlake.stream.changes import CHANGE_COLUMNS
+from waxlake.stream.errors import UsageError
+from waxlake.stream.settings import Settings
+
+__all__ = ["TargetOptions", "ingest_database"]
+
+_ORDER = ("_commit_position", "_change_index")
+_LEAVES = "_change_type IN ('delete', 'truncate')"
+
+
+def _names(value: object) -> object:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, set)) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+class TargetOptions(Settings):
+    """How one table of a database is kept."""
+
+    name: str | None = Field(default=None, min_length=1, description="Name of the target; that of the table by default")
+    keys: Names = Field(default=(), description="Columns that identify a row; an append-only log needs none")
+    scd_type: Literal[1, 2, "append_only"] = Field(
+        default=1, description="1 for current rows, 2 for a history, append_only for a log of every change"
+    )
+    include_columns: Names = Field(default=(), description="Columns of the target; those that come later are left out")
+    exclude_columns: Names = Field(default=(), description="Columns that the target does not get; later ones it does")
+    row_filter: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SQL condition on rows; one that no longer meets it is deleted at the target",
+    )
+    track_history_columns: Names = Field(
+        default=(), description="scd_type 2: columns whose change opens a version; all by default"
+    )
+    partition_cols: Names = Field(default=(), description="Partition columns of the target")
+    comment: str | None = Field(default=None, description="Table comment")
+    table_properties: dict[str, str] = Field(default_factory=dict, description="Delta table properties")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TargetOptions:
+        if self.include_columns and self.exclude_columns:
+            raise ValueError("include_columns or exclude_columns, not both")
+        if self.scd_type != "append_only" and not self.keys:
+            raise ValueError("keys are missing: only scd_type='append_only' goes without")
+        if self.track_history_columns and self.scd_type != 2:
+            raise ValueError("track_history_columns needs scd_type=2")
+        return self
+
+
+def ingest_database(
+    read: Callable[[str], Stream],
+    tables: Mapping[str, Mapping[str, Any] | Sequence[str]],
+    *,
+    schema: str | None = None,
+    **defaults: Any,
+) -> None:
+    """Declare a target for each table of a database.
+
+    Args:
+        read: Returns the changes of a table, such as ``functools.partial(wl.read_postgres, dsn)``.
+        tables: Table of the database to its options, those of ``TargetOptions``; or to its keys alone.
+        schema: Schema of the targets; that of the pipeline by default.
+        defaults: Options of every table that does not set them itself.
+
+    Raises:
+        DefinitionError: An unknown option, options that exclude each other, two targets of one name. Not retryable.
+    """
+    line = calling_line()
+    taken: dict[str, str] = {}
+    for table, given in tables.items():
+        values = dict(given) if isinstance(given, Mapping) else {"keys": given}
+        with located(line):
+            options: TargetOptions = TargetOptions.build(f"ingest_database(), table '{table}'", {**defaults, **values})
+            name = options.name or table.rpartition(".")[2]
+            target = f"{schema}.{name}" if schema else name
+            if target in taken:
+                raise UsageError(
+                    f"ingest_database() makes two tables '{target}'",
+                    code="DUPLICATE_DATASET",
+                    found=f"from '{taken[target]}' and '{table}'",
+                    remedy="Give one of them name=",
+                )
+        taken[target] = table
+        _declare(target, read(table), options)
+
+
+def _declare(target: str, stream: Stream, options: TargetOptions) -> None:
+    create_streaming_table(
+        target,
+        comment=options.comment,
+        partition_cols=options.partition_cols,
+        table_properties=options.table_properties,
+    )
+    if options.scd_type == "append_only":
+        append_flow(target=target, name=target)(lambda: _log(stream, options))
+        return
+    deletes = "_change_type = 'delete'"
+    if options.row_filter is not None:
+        # A row that was there and leaves the filter is deleted; one that never met it is nothing to the target.
+        meets = f"coalesce(({options.row_filter}), false)"
+        stream = stream.where(f"{_LEAVES} OR _change_type = 'update' OR {meets}")
+        deletes = f"{deletes} OR (_change_type <> 'truncate' AND NOT {meets})"
+    create_auto_cdc_flow(
+        target,
+        stream,
+        options.keys,
+        _ORDER,
+        deletes,
+        apply_as_truncates="_change_type = 'truncate'",
+        column_list=options.include_columns or None,
+        except_column_list=options.exclude_columns or None,
+        stored_as_scd_type=options.scd_type,
+        track_history_column_list=options.track_history_columns or None,
+    )
+
+
+def _log(stream: Stream, options: TargetOptions) -> Stream:
+    if options.row_filter is not None:
+        stream = stream.where(f"{_LEAVES} OR ({options.row_filter})")
+    columns = [f'"{name}"' for name in options.include_columns] or ["*"]
+    stream = stream.select(*columns, *CHANGE_COLUMNS.names)
+    return stream.drop(*options.exclude_columns) if options.exclude_columns else stream
