@@ -274,6 +274,7 @@ def files_state(
     state: Annotated[
         str | None, typer.Option("--state", help="Only pending, committed, failed, skipped or missing files.")
     ] = None,
+    schemas: Annotated[bool, typer.Option("--schemas", help="The schemas that the sources have had, instead.")] = False,
     param: ParamOption = None,
     spec: SpecOption = None,
     json: JsonOption = False,
@@ -281,11 +282,14 @@ def files_state(
     """Show what became of each file of a table's sources: state, commit, rows, rescued rows, error."""
     import pyarrow.compute as pc
 
-    from waxlake.pipeline.file_states import FILE_STATES, file_states
+    from waxlake.pipeline.file_states import FILE_STATES, file_states, schema_history
     from waxlake.stream.settings import nearest
 
     if state is not None and state not in FILE_STATES:
         raise UsageError(f"unknown state {state!r}", code="OPTION_INVALID", remedy=nearest(state, FILE_STATES))
+    if schemas:
+        _echo_rows(schema_history(_load_graph(spec, param), table), is_json=json)
+        return
     found = file_states(_load_graph(spec, param), table)
     if state is not None:
         found = found.filter(pc.equal(found.column("state"), state))

@@ -24,7 +24,7 @@ from connectors.files.partition_columns import PartitionColumns, declared_partit
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
 from connectors.files.removal import Removal, check_destination
-from connectors.files.schema_history import SchemaHistory
+from connectors.files.schema_history import SchemaHistory, SchemaVersion
 from connectors.files.settings import FilesSettings
 from connectors.files.store import Store
 from waxlake.stream.ddl import parse_ddl, to_ddl
@@ -255,6 +255,14 @@ class FilesConnector:
         """Identity of the source, without a look at its files; None if it was never read."""
         with self._lock:
             return f"files:{self._source}@{self._ledger.table_id}" if self._ledger.exists() else None
+
+    def schema_versions(self) -> list[SchemaVersion]:
+        """Return the schemas that the source has had, oldest first; only the first, inferred one if none was added."""
+        found = self.history.versions() if self._ledger.exists() else []
+        ddl = self._ledger.stored_ddl()
+        if found or ddl is None:
+            return found
+        return [SchemaVersion(number=0, ddl=ddl, added=ddl, file="", changed_at=None)]
 
     def journal(self) -> FileJournal:
         """Return what became of each file, for one user."""

@@ -48,14 +48,14 @@ class SchemaVersion:
         ddl: All columns, as DDL.
         added: What is new in it: paths and types as DDL.
         file: Path of the file that brought it; empty for the first.
-        changed_at: When it was stored.
+        changed_at: When it was stored; None where nobody knows.
     """
 
     number: int
     ddl: str
     added: str
     file: str
-    changed_at: datetime
+    changed_at: datetime | None
 
     @property
     def schema(self) -> pa.Schema:

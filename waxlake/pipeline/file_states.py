@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from connectors.files.journal import FileJournal
     from connectors.files.ledger import Ledger
 
-__all__ = ["FILE_STATES", "FILE_STATE_SCHEMA", "FileKeeper", "durable_positions", "file_states"]
+__all__ = ["FILE_STATES", "FILE_STATE_SCHEMA", "FileKeeper", "durable_positions", "file_states", "schema_history"]
 
 FILE_STATES: Final = ("pending", "committed", "failed", "skipped", "missing")
 FILE_STATE_SCHEMA: Final = pa.schema(
@@ -53,6 +53,16 @@ FILE_STATE_SCHEMA: Final = pa.schema(
         ("cleaned", pa.string()),
         ("cleaned_at", pa.timestamp("us", tz="UTC")),
         ("moved_to", pa.string()),
+    ]
+)
+_SCHEMA_HISTORY: Final = pa.schema(
+    [
+        ("flow", pa.string()),
+        ("version", pa.int64()),
+        ("added", pa.string()),
+        ("file", pa.string()),
+        ("changed_at", pa.timestamp("us", tz="UTC")),
+        ("schema", pa.string()),
     ]
 )
 _PARTITION: Final = "files"
@@ -217,6 +227,27 @@ def file_states(graph: Graph, table: str) -> pa.Table:
         UsageError: No such table, or one that no files are taken into. Not retryable.
         ExternalError: A ledger or the table cannot be read.
     """
+    parts = [FILE_STATE_SCHEMA.empty_table(), *(_states(feed) for feed in _feeds_of(graph, table))]
+    return pa.concat_tables(parts)
+
+
+def schema_history(graph: Graph, table: str) -> pa.Table:
+    """Return one row a version of the schema of each files source of a table: all columns, what is new, and by which file.
+
+    Raises:
+        UsageError: No such table, or one that no files are taken into. Not retryable.
+        ExternalError: A history cannot be read.
+    """
+    rows = []
+    for feed in _feeds_of(graph, table):
+        for version in feed.connector.schema_versions():
+            facts = {"schema": version.ddl, "added": version.added, "file": version.file or None}
+            rows.append({"flow": feed.flow, "version": version.number, **facts, "changed_at": version.changed_at})
+    return pa.Table.from_pylist(rows, schema=_SCHEMA_HISTORY)
+
+
+def _feeds_of(graph: Graph, table: str) -> list[_Feed]:
+    """Return the flows that take files into a table; none is an error."""
     feeds = _feeds(graph, table)
     if not feeds:
         fed = list(dict.fromkeys(feed.table.label for feed in _feeds(graph)))
@@ -225,8 +256,7 @@ def file_states(graph: Graph, table: str) -> pa.Table:
             code="TABLE_WITHOUT_FILES",
             remedy=nearest(table, fed) if fed else "No table of this pipeline is fed by read_files",
         )
-    parts = [FILE_STATE_SCHEMA.empty_table(), *(_states(feed) for feed in feeds)]
-    return pa.concat_tables(parts)
+    return feeds
 
 
 def _states(feed: _Feed) -> pa.Table:

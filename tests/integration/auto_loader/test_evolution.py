@@ -15,6 +15,8 @@ import pytest
 
 from connectors.files.schema_history import SchemaHistory
 from tests.integration.auto_loader.lake import Lake
+from waxlake.pipeline.file_states import schema_history
+from waxlake.pipeline.resolve import load_graph
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import DefinitionError, TerminalError
 
@@ -110,6 +112,8 @@ def test_al02_schema_history_is_durable_and_says_which_file_changed_it(lake: Lak
         (3, "`c.e` BIGINT", "4.json"),
     ]
     assert versions[3].schema.names == ["id", "b", "c"]
+    shown = schema_history(load_graph(lake.spec()), "orders").to_pylist()
+    assert [(row["version"], row["added"]) for row in shown] == [(v.number, v.added) for v in versions]
     assert lake.rows("orders", "id", "b") == [(1, None), (2, "x"), (3, "5"), (4, None)]
     kinds = lake.log("orders")
     assert [("metaData" in actions) for actions in kinds] == [True, False, True, True, True]
