@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -26,7 +25,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tests.conftest import LakeStorage
-from tests.recovery.lake import MODES, wait
+from tests.recovery.project import Project, wait
 from waxlake.pipeline.file_states import file_states
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.spec import load_spec
@@ -56,21 +55,20 @@ def globbed():
 
 
 @dataclass(slots=True)
-class FilesLake:
+class FilesLake(Project):
     """One pipeline over one folder or prefix.
 
-    Attributes:
-        folder: The project.
+    Args:
         storage: Where the lake lies; files land beside it.
     """
 
-    folder: Path
     storage: LakeStorage
     expected: Counter[tuple[int, int]] = field(default_factory=Counter)
     names: list[str] = field(default_factory=list)
     bad: int = 0
     random: random.Random = field(default_factory=lambda: random.Random(11))
     _store: Any = None
+    _landing: threading.Thread | None = None
 
     def make(self) -> None:
         """Create the project."""
@@ -147,49 +145,18 @@ class FilesLake:
         return self._store
 
     def start(self, mode: str, failpoint: str | None = None) -> subprocess.Popen[bytes]:
-        """Start the pipeline's process, to be killed at a failpoint if one is given."""
-        environ = {k: v for k, v in os.environ.items() if k not in ("WAXLAKE_FAILPOINT", "WAXLAKE_SPEC")}
-        environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-        if failpoint is not None:
-            environ["WAXLAKE_FAILPOINT"] = f"{failpoint}:1"
-        with (self.folder / f"{mode}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *MODES[mode]],
-                cwd=self.folder,
-                env=environ,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def log(self, mode: str) -> str:
-        """Return what the processes of a mode printed."""
-        return (self.folder / f"{mode}.log").read_text(errors="replace")[-4000:]
-
-    def run_to_failpoint(self, mode: str, failpoint: str) -> None:
-        """Let files land, also while it runs, until the failpoint kills a process."""
+        """Start the pipeline's process after some files have landed; more land while it runs."""
+        self.await_landing()
         self.land(6)
-        process = self.start(mode, failpoint)
-        landing = threading.Thread(target=self._land_while, args=(process,))
-        landing.start()
-        code = wait(process)
-        landing.join()
-        killed = code == -signal.SIGKILL if mode != "two-processes" else code != 0
-        assert killed, f"{mode} was not killed at {failpoint} (exit {code}):\n{self.log(mode)}"
+        process = Project.start(self, mode, failpoint)
+        self._landing = threading.Thread(target=self._land_while, args=(process,))
+        self._landing.start()
+        return process
 
-    def run_and_kill_after(self, mode: str, seconds: float) -> bool:
-        """Run, let files land, and kill the whole process group after a while; return whether it was still alive."""
-        process = self.start(mode)
-        deadline_s = time.monotonic() + seconds
-        while process.poll() is None and time.monotonic() < deadline_s:
-            self.land(1)
-            time.sleep(0.1)
-        if process.poll() is not None:
-            assert process.returncode == 0, self.log(mode)
-            return False
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
+    def await_landing(self) -> None:
+        """Wait until no more files land: the process they landed beside has ended."""
+        if self._landing is not None:
+            self._landing.join()
 
     def _land_while(self, process: subprocess.Popen[bytes]) -> None:
         last = len(self.names) + 12
@@ -199,7 +166,8 @@ class FilesLake:
 
     def finish(self, mode: str = "triggered") -> None:
         """Run to the end without a kill, until every file was read and moved."""
-        process = self.start(mode)
+        self.await_landing()
+        process = Project.start(self, mode)
         if mode == "continuous":
             deadline_s = time.monotonic() + 90
             while process.poll() is None and not self._has_everything():
