@@ -1,6 +1,6 @@
 """Waxlake: streams, databases and files into Delta tables, exactly once, in plain Python."""
 
-from waxlake.pipeline.auto_cdc import create_auto_cdc_flow
+from waxlake.pipeline.auto_cdc import create_auto_cdc_flow, create_auto_cdc_from_snapshot_flow
 from waxlake.pipeline.declare import (
     append_flow,
     conf,
@@ -38,6 +38,7 @@ __all__ = [
     "append_flow",
     "conf",
     "create_auto_cdc_flow",
+    "create_auto_cdc_from_snapshot_flow",
     "create_streaming_table",
     "expect",
     "expect_all",

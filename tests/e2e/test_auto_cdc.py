@@ -118,3 +118,37 @@ def test_a_merged_table_is_no_stream(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.define(DEFINITIONS + "\n@wl.table\ndef copy():\n    return wl.read_stream('customers')\n")
     project.waxlake("dry-run").refused("STREAM_OF_MERGED_TABLE", "'customers'")
+
+
+def test_snapshots_become_current_rows_and_a_history(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from deltalake import write_deltalake
+
+    project = Project(tmp_path)
+    source = str(tmp_path / "exports")
+    project.define(f"""
+wl.create_streaming_table("current")
+wl.create_auto_cdc_from_snapshot_flow("current", {source!r}, keys=["id"])
+wl.create_streaming_table("history")
+wl.create_auto_cdc_from_snapshot_flow("history", {source!r}, keys=["id"], stored_as_scd_type=2)
+""")
+
+    def export(*rows: tuple[int, str]) -> None:
+        write_deltalake(source, pa.table({"id": [r[0] for r in rows], "v": [r[1] for r in rows]}), mode="overwrite")
+
+    export((1, "a"), (2, "b"), (3, "c"))
+    project.run()
+    assert project.rows("current", "id", "v") == [(1, "a"), (2, "b"), (3, "c")]
+    export((1, "a"), (2, "x"), (4, "d"))  # two versions between runs: both are applied, in order
+    export((1, "a"), (2, "y"), (3, "c"))
+    project.run()
+    assert project.rows("current", "id", "v") == [(1, "a"), (2, "y"), (3, "c")]
+    assert project.rows("history", "id", "v", "__START_AT", "__END_AT") == [
+        (1, "a", 0, None),
+        (2, "b", 0, 1),
+        (2, "x", 1, 2),
+        (2, "y", 2, None),
+        (3, "c", 0, 1),
+        (3, "c", 2, None),
+        (4, "d", 1, 2),
+    ]

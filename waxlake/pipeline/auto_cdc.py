@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from waxlake.pipeline.declare import register_flow
-from waxlake.pipeline.definitions import Expectation, FlowDefinition, calling_line
-from waxlake.pipeline.stream import Stream, read_stream
+from waxlake.pipeline.definitions import Expectation, FlowDefinition, TableRead, calling_line
+from waxlake.pipeline.stream import Branch, Stream, read_stream
 from waxlake.stream.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "SEQUENCE_RULE",
     "MergePlan",
     "create_auto_cdc_flow",
+    "create_auto_cdc_from_snapshot_flow",
     "flow_expectations",
     "merge_plan",
     "target_schema",
@@ -133,6 +134,47 @@ def create_auto_cdc_flow(
     )
     read = source if isinstance(source, Stream) else read_stream(source)
     register_flow(FlowDefinition(name=name or target, target=target, function=lambda: read, where=line, changes=rules))
+
+
+def create_auto_cdc_from_snapshot_flow(
+    target: str,
+    source: str,
+    keys: Sequence[str],
+    stored_as_scd_type: int | str = 1,
+    track_history_column_list: Sequence[str] | None = None,
+    track_history_except_column_list: Sequence[str] | None = None,
+    name: str | None = None,
+) -> None:
+    """Declare a flow that keeps a table equal to (or a history of) another one, each version of which is a full snapshot.
+
+    Args:
+        target: Table made with ``create_streaming_table``.
+        source: Table or materialized view of this pipeline, or a Delta table at a URI. A new flow begins with its latest
+            version; then every version is applied, in order. ``__START_AT`` and ``__END_AT`` are version numbers.
+        keys: Columns that identify a row.
+        stored_as_scd_type: 1 for current rows, 2 for a history.
+        track_history_column_list: Columns whose change opens a version; None for all.
+        track_history_except_column_list: Columns whose change does not.
+        name: Flow name, the identity of its positions; None takes the target's.
+
+    Raises:
+        DefinitionError: Arguments that are missing or exclude each other. Not retryable.
+    """
+    line = calling_line()
+    _require(bool(_names(keys)), "keys", "at least one column", line)
+    _require(isinstance(source, str) and bool(source), "source", "a name or a URI", line)
+    read = TableRead(name=source, snapshot_keys=_names(keys) or (), where=line)
+    create_auto_cdc_flow(
+        target,
+        Stream((Branch(read),)),
+        keys,
+        sequence_by="_snapshot_version",
+        apply_as_deletes="_change_type = 'delete'",
+        stored_as_scd_type=stored_as_scd_type,
+        track_history_column_list=track_history_column_list,
+        track_history_except_column_list=track_history_except_column_list,
+        name=name,
+    )
 
 
 def _names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:

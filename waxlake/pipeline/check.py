@@ -248,6 +248,12 @@ class CheckedGraph:
         from connectors.delta import DeltaConnector
 
         dataset = self.graph.datasets.get(read.name)
+        if read.snapshot_keys:
+            from connectors.delta.snapshots import DeltaSnapshots
+
+            location = self.external(read.name) if dataset is None else dataset.location
+            assert location is not None
+            return DeltaSnapshots(location, self.schema_of(read.name), read.snapshot_keys)
         if dataset is None:
             return DeltaConnector(self.external(read.name))
         assert dataset.location is not None

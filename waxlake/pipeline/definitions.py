@@ -143,9 +143,15 @@ class DatabaseRead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRead:
-    """Read a dataset of this pipeline by name, or a Delta table by URI."""
+    """Read a dataset of this pipeline by name, or a Delta table by URI.
+
+    Attributes:
+        name: Name or URI.
+        snapshot_keys: Keys of its rows if each of its versions is a snapshot to be compared with the one before.
+    """
 
     name: str
+    snapshot_keys: tuple[str, ...] = ()
     where: str = field(compare=False, default="")
 
 

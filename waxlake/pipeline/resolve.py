@@ -431,7 +431,11 @@ def _topological(graph: Graph) -> tuple[str, ...]:
 
 
 def _check_streamable(graph: Graph, flow: Flow) -> None:
+    reads = [branch.read for branch in flow.branches]
+    snapshots = {read.name for read in reads if isinstance(read, TableRead) and read.snapshot_keys}
     for name in flow.inputs:
+        if name in snapshots:
+            continue
         upstream = graph.datasets.get(name)
         if upstream is not None and upstream.kind == "materialized_view":
             raise DefinitionError(
