@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ __all__ = ["StoredTable", "TableFacts", "first_rows", "run_sql", "stored_tables"
 
 _UNKNOWN_TABLE = re.compile(r"Table with name \"?([\w.]+)\"? does not exist")
 _FILE_STATES = re.compile(r"\b(?:cloud_)?files_state\s*\(\s*(?:TABLE\s*\(\s*)?['\"]?([\w.]+)['\"]?\s*\)?\s*\)", re.I)
+_AFTER_FROM = re.compile(r"\b(?:from|join)\s+([A-Za-z_][\w.]*)", re.I)
 _READS_CATALOG = re.compile(r"\b(show|describe|information_schema|duckdb_\w+)\b", re.I)
 
 
@@ -80,6 +81,21 @@ def stored_tables(graph: Graph) -> dict[str, StoredTable]:
     return found
 
 
+def _uploaded(graph: Graph, names: Iterable[str]) -> dict[str, StoredTable]:
+    """Return the tables among ``names`` that no flow writes and that lie in the storage: uploads and copies."""
+    found: dict[str, StoredTable] = {}
+    for name in dict.fromkeys(names):
+        if name in graph.datasets or name == "events":
+            continue
+        try:
+            location = graph.spec.table_location(name)
+        except UsageError:  # a name that no table can have
+            continue
+        if location.exists():
+            found[name] = StoredTable(name=name, kind="table", location=location)
+    return found
+
+
 def table_facts(table: StoredTable) -> TableFacts:
     """Return what a table is now.
 
@@ -112,7 +128,7 @@ def first_rows(graph: Graph, name: str, count: int) -> pa.Table:
     Raises:
         UsageError: No such table, or nothing is stored yet. Not retryable.
     """
-    tables = stored_tables(graph)
+    tables = {**stored_tables(graph), **_uploaded(graph, [name])}
     if name not in tables:
         raise _missing(graph, tables, name, UsageError)
     if not tables[name].location.exists():
@@ -134,7 +150,7 @@ def run_sql(graph: Graph, text: str) -> pa.Table:
     """
     import duckdb
 
-    tables = stored_tables(graph)
+    tables = {**stored_tables(graph), **_uploaded(graph, _AFTER_FROM.findall(text))}
     with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         text = _with_file_states(connection, graph, text)

@@ -16,6 +16,8 @@ from deltalake import DeltaTable
 
 from tests.conftest import LakeStorage
 from tests.integration.auto_loader.lake import Lake
+from waxlake.pipeline.lake import first_rows, run_sql
+from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.upload import Upload, UploadOptions, UploadReceipt, refuse_owned
 from waxlake.stream.errors import UsageError, UserError
 
@@ -42,6 +44,9 @@ def test_c01_create_append_and_overwrite(lake: Lake) -> None:
     assert lake.columns("t") == {"id": "int64", "name": "string", "amount": "double"}
     assert upload(lake, more, mode="append") == UploadReceipt(version=1, rows=1)
     assert lake.rows("t", "id", "amount") == [(1, 1.5), (2, None), (3, 2.0)]
+    graph = load_graph(lake.spec())
+    assert run_sql(graph, "SELECT count(*) AS n FROM t").to_pylist() == [{"n": 3}]
+    assert first_rows(graph, "t", 2).num_rows == 2
     with pytest.raises(UserError, match="TABLE_EXISTS"):
         upload(lake, more)
     other = lake.land("3.json", [{"x": {"y": 1}}])
