@@ -125,7 +125,8 @@ class MySQLConnector:
         begins = ledger.begins(epoch, dict.fromkeys(tables, server.last))
         for name, table in tables.items():
             ledger.add_columns(name, table.columns)
-        identities = [f"mysql:{server.identity}@{ledger.table_id}" + (f"#{e}" if e else "") for e in range(epoch + 1)]
+        identity = f"mysql:{server.identity}@{ledger.table_id}" + (f"#{epoch}" if epoch else "")
+        ledger.add_identity(identity)
         ranges: dict[str, SourceRange] = {}
         begin: dict[str, int] = {}
         for name in tables:
@@ -134,11 +135,11 @@ class MySQLConnector:
             if self.settings.initial_load:
                 ranges[name + LOAD_SUFFIX], begin[name + LOAD_SUFFIX] = SourceRange(low=0, high=LOADED), 0
         return SourceState(
-            identity=identities[-1],
+            identity=identity,
             name=self.name,
             partitions=ranges,
             begin=begin,
-            former=tuple(identities[:-1]),
+            former=ledger.former(),
         )
 
     def start_over(self, error: SourceMoved) -> bool:

@@ -28,7 +28,7 @@ __all__ = ["SourceLedger"]
 
 _SCHEMA = pa.schema(
     [
-        pa.field("kind", pa.string(), metadata={"comment": "chunk, column, begin or epoch"}),
+        pa.field("kind", pa.string(), metadata={"comment": "chunk, column, begin, identity or epoch"}),
         pa.field("key", pa.string(), metadata={"comment": "What it belongs to, as schema.table"}),
         pa.field("number", pa.int64(), metadata={"comment": "Number of the chunk, the column, the epoch, from 0"}),
         pa.field("value", pa.string(), metadata={"comment": "JSON"}),
@@ -93,13 +93,28 @@ class SourceLedger:
 
     def epoch(self) -> int:
         """Return how often everything began anew."""
-        self._get(("epoch", "", 0))
-        with self._lock:
-            return sum(kind == "epoch" for kind, _, _ in self._entries)
+        return len(self._values("epoch"))
+
+    def former(self) -> tuple[str, ...]:
+        """Return the identities that the source had before it began anew."""
+        return tuple(dict.fromkeys(identity for epoch in self._values("epoch") for identity in epoch["former"]))
 
     def begin_epoch(self, reason: str) -> None:
-        """Note that everything begins anew."""
-        self._add({("epoch", "", self.epoch()): reason})
+        """Note that everything begins anew, and that tables filled so far are to be filled again."""
+        self._add({("epoch", "", self.epoch()): {"reason": reason, "former": self._values("identity")}})
+
+    def add_identity(self, identity: str) -> None:
+        """Remember an identity that the source has."""
+        known = self._values("identity")
+        if identity not in known:
+            self._add({("identity", "", len(known)): identity})
+
+    def _values(self, kind: str) -> list[Any]:
+        """Return the entries of a kind that belong to the source as a whole, in their order."""
+        with self._lock:
+            self._opened()
+            found = sorted((number, value) for (name, _, number), value in self._entries.items() if name == kind)
+        return [value for _, value in found]
 
     def _get(self, entry: _Entry) -> Any:
         with self._lock:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from connectors.mysql import MySQLSettings
+from connectors.mysql.client import Client
 from tests.integration.mysql_lab import Lab
 from tests.services.mariadb import MariaDB
 from waxlake.stream.errors import SchemaError, SourceMoved, TerminalError, TransientError, UsageError, WaxlakeError
@@ -185,3 +187,17 @@ def test_reads_of_one_server_must_agree(lab: Lab) -> None:
     assert one.source_key() == other.source_key()
     with pytest.raises(WaxlakeError, match="load_chunk_rows"):
         one.together([other])
+
+
+def test_another_server_at_the_address_is_another_source(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = lab.connector().inspect()
+    survey = Client.survey
+    monkeypatch.setattr(Client, "survey", lambda self, c: replace(survey(self, c), identity="another"))
+    after = lab.connector().inspect()
+    assert (after.name, after.former) == (before.name, ())  # the planner stops: SOURCE_RECREATED
+    assert after.identity != before.identity
+    moved = SourceMoved("gone", code="SOURCE_RECREATED")
+    assert lab.connector(on_binlog_lost="resnapshot").start_over(moved)
+    anew = lab.connector().inspect()
+    assert {before.identity, after.identity} == set(anew.former)
+    assert anew.identity not in anew.former
