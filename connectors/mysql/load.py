@@ -3,10 +3,11 @@
 Why no change is lost or taken twice, with no lock on the source:
 
 The stream of a table is read without a gap from a position S, taken when the table was first seen. A chunk is read from a
-snapshot (REPEATABLE READ, WITH CONSISTENT SNAPSHOT) that begins at a position P >= S, while nothing of the stream behind P is
-emitted. The chunk is emitted when the stream has reached P, and its rows carry ``_commit_position`` P. So the rows of a table
-come in the order of the log: what a transaction before P did is in the chunk, and was emitted before it; what one after P does
-follows. Applied in that order, or in that of ``_commit_position`` whatever the order of arrival, they end at the source's rows.
+snapshot (REPEATABLE READ, WITH CONSISTENT SNAPSHOT) that stands at a position P; one that stands before S, or before what was
+emitted, is thrown away and opened again. Nothing of the stream behind P is emitted before the chunk. The chunk is emitted when
+the stream has reached P, and its rows carry ``_commit_position`` P. So the rows of a table come in the order of the log: what a
+transaction before P did is in the chunk, and if it came after S it was emitted before; what one after P does follows. Applied in
+that order, or in that of ``_commit_position`` whatever the order of arrival, they end at the source's rows.
 
 What is left is to know P, the place between two transactions that the snapshot stands at. A transaction is written to the
 binlog first and becomes visible in the engine a moment later, so the end of the binlog, read before or after the snapshot
@@ -14,11 +15,11 @@ begins, is not P: the snapshot may lack a transaction that lies before that end 
 
 - MariaDB knows P: under the lock that orders commits it notes the binlog position of a consistent snapshot
   (``binlog_snapshot_file``, ``binlog_snapshot_position``). A chunk is exactly the table as of P.
-- MySQL does not. There P is replaced by a window: the last transaction that the stream emitted is waited for until it is
-  visible (``gtid_executed`` is updated after the engine has committed, and commits are in the order of the binlog); then the
-  snapshot begins; then the end of the binlog, H, is read. Everything emitted is visible; everything visible lies before H.
-  A row of the chunk whose key is touched by the stream up to H may be older or newer than that change: it is left out, since
-  the stream carries the whole row. The others are as of H, and are emitted when the stream has reached H.
+- MySQL does not. There P is replaced by a window: the last transaction before S, or before what was emitted, is waited for
+  until it is visible (``gtid_executed`` is updated after the engine has committed, and commits are in the order of the
+  binlog); then the snapshot begins; then the end of the binlog, H, is read. Everything emitted is visible; everything visible
+  lies before H. A row of the chunk whose key is touched by the stream up to H may be older or newer than that change: it is
+  left out, since the stream carries the whole row. The others are as of H, and are emitted when the stream has reached H.
 
 After a crash a chunk whose rows were not committed is read again from a later snapshot, with the same bounds: they are in the
 ledger before a row is emitted. Deletes are never missed: a row that went before P is in neither; one that goes after P is a

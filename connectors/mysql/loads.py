@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from connectors.mysql.client import Client, Server, SourceTable
 from connectors.mysql.ledger import SourceLedger
 from connectors.mysql.load import ChunkRead
-from connectors.mysql.position import LOADED
+from connectors.mysql.position import LOADED, show_position
 from waxlake.stream.changes import CHANGE_TYPE, TRUNCATE
 from waxlake.stream.errors import TransientError
 from waxlake.stream.failpoints import failpoint
@@ -80,14 +80,14 @@ class Loads:
         """Begin chunks, as many as may be read at the same time. The log must not be read meanwhile.
 
         Args:
-            reached: Up to where the log was emitted.
-            last_transaction: Returns the last transaction emitted.
+            reached: Up to where the log was emitted for any table: a snapshot must not stand before that.
+            last_transaction: Returns the last transaction before that.
         """
         for table, number in self._positions.items():
             if len(self._reads) >= self._workers:
                 return
             if number < LOADED and table not in self._reads:
-                self._reads[table] = self._begun(self._tables[table], number, last_transaction())
+                self._reads[table] = self._begun(self._tables[table], number, reached, last_transaction)
 
     def note(self, table: str, changes: pa.Table) -> None:
         """Take notice of changes that are emitted while a chunk of their table is read that may hold them or not."""
@@ -135,7 +135,7 @@ class Loads:
         if self.is_done:
             self.close()
 
-    def _begun(self, table: SourceTable, number: int, last_transaction: str) -> ChunkRead:
+    def _begun(self, table: SourceTable, number: int, reached: int, last_transaction: Callable[[], str]) -> ChunkRead:
         connection = self._idle.pop() if self._idle else self._client.connect()
         name = table.full_name
         read = ChunkRead(
@@ -149,8 +149,15 @@ class Loads:
             most_rows=self._chunk_rows,
         )
         if not self._server.is_mariadb:
-            self._await_visible(connection, last_transaction)
+            self._await_visible(connection, last_transaction())
+        deadline_s = time.monotonic() + _VISIBLE_S
         read.open(is_mariadb=self._server.is_mariadb)
+        while read.position < reached:  # what was emitted is in the binlog, and not in the engine yet
+            if time.monotonic() > deadline_s:
+                raise self._not_visible(f"the transactions before {show_position(reached)}")
+            time.sleep(0.002)
+            self._client.ask(connection, "COMMIT")
+            read.open(is_mariadb=self._server.is_mariadb)
         read.start()
         return read
 
@@ -164,12 +171,16 @@ class Loads:
             if rows[0]["SEEN"]:
                 return
             if time.monotonic() > deadline_s:
-                raise TransientError(
-                    f"cannot load tables of {self._client.what}",
-                    code="MYSQL_UNREACHABLE",
-                    found=f"transaction {transaction} in the binlog and not committed after {_VISIBLE_S:.0f} s",
-                )
+                raise self._not_visible(f"transaction {transaction}")
             time.sleep(0.005)
+
+    def _not_visible(self, what: str) -> TransientError:
+        return TransientError(
+            f"cannot load tables of {self._client.what}",
+            code="MYSQL_UNREACHABLE",
+            found=f"{what} in the binlog, and not committed after {_VISIBLE_S:.0f} s",
+            remedy="Does the server wait for a semi-synchronous replica?",
+        )
 
     def drop(self) -> None:
         """Forget what is being read; it begins again."""

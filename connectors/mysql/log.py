@@ -144,7 +144,7 @@ class Transactions:
 
     def _begin(self, event: Event) -> None:
         self._commit_position, self._timestamp_s = self._end_of(event), event.timestamp_s
-        if self.is_mariadb:
+        if event.kind == BINLOG.MARIADB_GTID_EVENT:
             domain, sequence = int.from_bytes(event.body[8:12], "little"), int.from_bytes(event.body[:8], "little")
             self.gtid = f"{domain}:{sequence}"
         elif event.kind == BINLOG.GTID_LOG_EVENT:

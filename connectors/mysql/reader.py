@@ -86,7 +86,7 @@ class MySQLReader:
     def read(self) -> Sequence[MicroBatch]:
         """Return what is ready."""
         try:
-            self._loads.advance(self._reached(), self._catch_up)
+            self._loads.advance(max(self._positions.values(), default=0), self._last_transaction)
             batches = self._stream()
             return [*batches, *self._chunks(0.0 if batches else _WAIT_S)]
         except BaseException:
@@ -109,9 +109,35 @@ class MySQLReader:
         limit = self._limit()
         return limit is None or self._reached() < limit
 
-    def _catch_up(self) -> str:
-        """Return the last transaction that was emitted, for a server that must be asked whether it is visible."""
-        return self._log.gtid if self._log is not None else ""
+    def _last_transaction(self) -> str:
+        """Return the last transaction before the place in the log that was reached; empty if its file has none.
+
+        For a server that must be asked whether it is visible. (A server begins a new file when all of the one before are.)
+        """
+        if self._log is not None and self._log.gtid:
+            return self._log.gtid
+        reached = max(self._positions.values(), default=0)
+        log = self._transactions(RowPosition(RowPosition.unpack(reached).major, 4).pack(), {})
+        dump = self._client.dump(self._server, log.position)
+        try:
+            while log.position < reached:
+                for event in dump.read(max_bytes=_FETCH_BYTES, wait_s=_WAIT_S):
+                    if log.position >= reached:
+                        break
+                    log.feed(event)
+        finally:
+            dump.close()
+        return log.gtid
+
+    def _transactions(self, start: int, wanted: Mapping[str, int]) -> Transactions:
+        return Transactions(
+            name=self._client.what,
+            file=RowPosition.unpack(start).major,
+            position=start,
+            wanted=wanted,
+            charset_of=self._charset_of,
+            is_mariadb=self._server.is_mariadb,
+        )
 
     def _drop(self) -> None:
         if self._dump is not None:
@@ -123,14 +149,7 @@ class MySQLReader:
         if self._dump is None or self._log is None:
             start = self._reached()
             self._dump = self._client.dump(self._server, start)
-            self._log = Transactions(
-                name=self._client.what,
-                file=RowPosition.unpack(start).major,
-                position=start,
-                wanted=dict(self._positions),
-                charset_of=self._charset_of,
-                is_mariadb=self._server.is_mariadb,
-            )
+            self._log = self._transactions(start, dict(self._positions))
         return self._dump, self._log
 
     def _charset_of(self, collation: int) -> str:

@@ -13,9 +13,11 @@ import pymysql
 import pytest
 
 from connectors.mysql.client import Client, Server
+from connectors.mysql.loads import Loads
 from tests.integration.mysql_lab import ALL, Lab
 from tests.services.mariadb import MariaDB
 from waxlake.stream.errors import SourceChanged, TerminalError, TransientError
+from waxlake.stream.position import RowPosition
 from waxlake.stream.source import plan_partitions
 
 
@@ -81,7 +83,18 @@ def test_a_load_beside_a_busy_table_is_consistent_in_the_order_of_arrival(
         def as_on_mysql(self: Client, connection: Any) -> Server:
             return replace(survey(self, connection), is_mariadb=False)
 
+        def await_visible(self: Loads, connection: Any, transaction: str) -> None:
+            """Wait for what is in the binlog to be in the engine, in MariaDB's words instead of MySQL's."""
+            status, end = "SHOW STATUS LIKE 'binlog_snapshot_position'", self._client.end(connection)
+            while True:
+                self._client.ask(connection, "START TRANSACTION WITH CONSISTENT SNAPSHOT")
+                offset = int(self._client.ask(connection, status)[0]["VALUE"])
+                self._client.ask(connection, "COMMIT")
+                if offset >= RowPosition.unpack(end).minor:
+                    return
+
         monkeypatch.setattr(Client, "survey", as_on_mysql)
+        monkeypatch.setattr(Loads, "_await_visible", await_visible)
     lab.execute("CREATE TABLE t (id INT PRIMARY KEY, v INT)", "INSERT INTO t SELECT seq, 0 FROM seq_1_to_2000")
     stopping = threading.Event()
 
