@@ -329,7 +329,7 @@ class _Session:
         self._exporter = self._connection = None
 
 
-def current_rows(settings: PostgresSettings, table: SourceTable, keys: Sequence[Sequence[str]]) -> pa.Table:
+def current_rows(connection: Any, table: SourceTable, keys: Sequence[Sequence[str]]) -> pa.Table:
     """Return the rows with these keys as they are now; keys without a row are passed over.
 
     Raises:
@@ -339,11 +339,7 @@ def current_rows(settings: PostgresSettings, table: SourceTable, keys: Sequence[
     listed = sql.SQL(", ").join(sql.SQL("({})").format(_literals(table, key)) for key in keys)
     where = sql.SQL("({}) IN ({})").format(names, listed)
     buffer = io.BytesIO()
-    with (
-        contextlib.closing(connect(settings.dsn.get_secret_value())) as connection,
-        postgres_errors(f"look up rows of {table.name}"),
-        connection.cursor() as cursor,
-    ):
+    with postgres_errors(f"look up rows of {table.name}"), connection.cursor() as cursor:
         cursor.copy_expert(_copy(table, where), buffer)
     return _rows(table, buffer.getvalue())
 

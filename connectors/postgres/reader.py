@@ -178,6 +178,7 @@ class PostgresReader:
             if part is not None:
                 part.close()
         self._loader = self._stream = None
+        self._maker.close()
 
     # First loads
 

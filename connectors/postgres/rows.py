@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.postgres.catalog import SourceTable
+from connectors.postgres.client import connect
 from connectors.postgres.ledger import KnownColumn, SourceLedger
 from connectors.postgres.load import Chunk, current_rows
 from connectors.postgres.pgoutput import ChangedRows, Relation, RelationRows
@@ -27,7 +30,7 @@ from waxlake.stream.changes import (
     TRUNCATE,
     UNCHANGED_COLUMNS,
 )
-from waxlake.stream.errors import SourceChanged
+from waxlake.stream.errors import SourceChanged, TransientError
 
 __all__ = ["RowMaker"]
 
@@ -54,6 +57,7 @@ class RowMaker:
         columns: frozenset[str],
     ) -> None:
         self._settings, self._ledger, self._source_key, self._resolve = settings, ledger, source_key, resolve
+        self._connection: Any = None
         self._unused = [name for name in CHANGE_COLUMNS.names if name not in columns]
 
     def changed(self, table: SourceTable, rows: RelationRows) -> pa.Table:
@@ -100,7 +104,7 @@ class RowMaker:
         if not pc.any(is_open).as_py() or len(keys) < len(table.key) or not table.key:
             return rows
         texts = [keys[name].filter(is_open.combine_chunks()).to_pylist() for name in table.key]
-        current = current_rows(self._settings, table, list(zip(*texts, strict=True)))
+        current = self._looked_up(table, list(zip(*texts, strict=True)))
         places = {key: place for place, key in enumerate(_keys(current, table.key))}
         wanted = [places.get(key) for key in _keys(rows.filter(is_open), table.key)]
         is_found = pa.array([place is not None for place in wanted])
@@ -120,6 +124,22 @@ class RowMaker:
             pa.list_(pa.string()),
         )  # fmt: skip
         return rows.set_column(place, rows.schema.field(UNCHANGED_COLUMNS), left)
+
+    def _looked_up(self, table: SourceTable, keys: Sequence[Sequence[str]]) -> pa.Table:
+        if self._connection is None:
+            self._connection = connect(self._settings.dsn.get_secret_value())
+        try:
+            return current_rows(self._connection, table, keys)
+        except TransientError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Free the connection for looking things up. Never raises."""
+        if self._connection is not None:
+            with contextlib.suppress(psycopg2.Error):
+                self._connection.close()
+        self._connection = None
 
     def loaded(self, chunk: Chunk) -> pa.Table:
         """Return the rows of a chunk as they were just before its snapshot's position."""

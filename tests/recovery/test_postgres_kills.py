@@ -35,7 +35,9 @@ def test_every_failpoint_and_random_moments(lake: PostgresLake) -> None:
     lake.workload.truncate()
     moments = random.Random(3)
     for number, failpoint in enumerate(STREAM):
-        lake.kill_at(failpoint, lambda n=number: (lake.workload.run(2), n % 3 or lake.workload.large(1500)))
+        if number % 3 == 0:
+            lake.workload.large(2500)
+        lake.kill_at(failpoint, lambda: lake.workload.run(1))
         if number % 4 == 1:
             lake.workload.add_column()
     for number in range(5):
