@@ -160,6 +160,7 @@ class ChangeStream:
     def _follow(self) -> None:
         """Take messages until closed; runs in the thread."""
         read, gathering = self._cursor.read_message, self._gathering
+        every = 0x3F if self._settings.max_rows_per_batch > 0x3F else 0  # how often a large commit's size is looked at
         taken = 0
         while not self._is_closing:
             message = read()
@@ -169,7 +170,7 @@ class ChangeStream:
             gathering.take(message.payload)
             if gathering.is_between_commits:
                 self._hand_over_if_due()
-            elif self._is_full:
+            elif not taken & every and self._is_full:
                 self._hand_over_piece()
             taken += 1
             if not taken & 0x3FF:
