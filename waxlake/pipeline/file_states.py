@@ -190,13 +190,16 @@ class FileKeeper:
         self._source = sources.pop(connector.location.uri)
         self._connector = connector
         connector.others = tuple(sources.values())
+        self._interval_s = _FOLD_INTERVAL_S
+        if connector.settings.clean_source != "OFF":  # clean-up goes by the commits in the journal
+            self._interval_s = min(_FOLD_INTERVAL_S, connector.settings.clean_source_retention / 10)
         self._clock = Clock()
         self._folded_at_s: float | None = None
 
     def __call__(self) -> Mapping[str, int]:
         """Return the smallest stored position of all tables."""
         now_s = self._clock.now_s()
-        if self._folded_at_s is None or now_s - self._folded_at_s >= _FOLD_INTERVAL_S:
+        if self._folded_at_s is None or now_s - self._folded_at_s >= self._interval_s:
             self._folded_at_s = now_s
             try:
                 self._fold()

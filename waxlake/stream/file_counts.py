@@ -75,14 +75,15 @@ class FileTally:
 
         first = min(counts.first for counts in self._counts)
         size = max(counts.first + len(counts.rows) for counts in self._counts) - first
-        rows, rescued = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        rows, rescued, is_known = np.zeros(size, np.int64), np.zeros(size, np.int64), np.ones(size, bool)
         for counts in self._counts:
             span = slice(counts.first - first, counts.first - first + len(counts.rows))
             rows[span] += counts.rows
             if counts.rescued is None:
-                rescued[span] = np.where(counts.rows > 0, _UNKNOWN, rescued[span])
+                is_known[span] &= counts.rows == 0
             else:
                 rescued[span] += counts.rescued
+        rescued[~is_known] = _UNKNOWN
         facts: dict[str, Any] = {"first": first, "count": size, "rows": _encode(rows), "rescued": _encode(rescued)}
         left_out = [lost for counts in self._counts for lost in counts.left_out]
         if left_out:
