@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.files.schema_history import SchemaHistory
+from tests.e2e.project import Project
 from tests.integration.auto_loader.lake import Lake
 from waxlake.pipeline.file_states import schema_history
 from waxlake.pipeline.resolve import load_graph
@@ -295,6 +296,32 @@ def test_al34_a_kill_at_every_step_loses_and_doubles_nothing(lake: Lake) -> None
         assert [row["id"] for row in lake.rows("checked") if row[f"c{number}"] == number] == [10 * number]
     grows_in_one_commit(lake, "orders")
     grows_in_one_commit(lake, "checked")
+
+
+def test_al34_a_continuous_run_goes_on_with_new_columns(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.define(
+        """
+@wl.table
+def orders():
+    return wl.read_files("inbox", format="json", poll_interval_s=0.1)
+
+@wl.table
+def copied():
+    return wl.read_stream("orders")
+"""
+    )
+    project.land("1.json", {"id": 1})
+    with project.continuous() as run:
+        run.await_rows("copied", 1)
+        project.land("2.json", {"id": 2, "b": "x"})
+        run.await_event(lambda event: event["event_type"] == "schema_evolution")
+        run.await_rows("copied", 1)
+        project.land("3.json", {"id": 3, "b": "y"})
+        run.await_rows("copied", 1)
+        run.stop()
+    assert project.rows("orders", "id", "b") == [(1, None), (2, "x"), (3, "y")]
+    assert project.rows("copied", "id", "b") == [(1, None), (2, "x"), (3, "y")]
 
 
 def test_al34_several_processes_start_again_by_themselves(lake: Lake) -> None:
