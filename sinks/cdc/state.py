@@ -128,7 +128,8 @@ class EventState:
             if len(events):
                 segments.append(self._written(events, now))
             number = secrets.randbits(62) + 1
-            with self.filesystem.open_output_stream(_manifest(number)) as stream:
+            # buffered: a store's stream takes the bytes of a buffer, not the object that Arrow would hand it
+            with self.filesystem.open_output_stream(_manifest(number), buffer_size=1 << 16) as stream:
                 stream.write(json.dumps({"segments": segments}).encode())
         self._pending = segments
         failpoint("state-written")
