@@ -152,6 +152,7 @@ class FilesConnector:
             self._ledger.refresh()
         self.discover(waits=True)
         with self._lock:
+            self._discovery.close()  # a run that has an end hears nothing more; another opens it again
             self._ledger.compact()
             high = RowPosition(self._ledger.next_number).pack()
             low = RowPosition(self._ledger.low).pack()

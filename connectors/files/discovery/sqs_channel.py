@@ -23,6 +23,7 @@ __all__ = ["SqsChannel"]
 _MOST_MESSAGES: Final = 5000
 _BATCH: Final = 10
 _VISIBILITY_S: Final = 600
+_WAIT_S: Final = 1  # without a wait SQS asks some of its servers only, and an empty answer means nothing
 _URL: Final = re.compile(r"(https?://[^/]+)/")
 _HOST_REGION: Final = re.compile(r"sqs[.]([a-z0-9-]+)[.]|([a-z0-9-]+)[.]queue[.]")
 
@@ -84,7 +85,7 @@ class SqsChannel:
     def _receive(self) -> list[dict[str, Any]]:
         with self._errors():
             answer = self._client.receive_message(
-                QueueUrl=self._url, MaxNumberOfMessages=_BATCH, VisibilityTimeout=_VISIBILITY_S, WaitTimeSeconds=0
+                QueueUrl=self._url, MaxNumberOfMessages=_BATCH, VisibilityTimeout=_VISIBILITY_S, WaitTimeSeconds=_WAIT_S
             )
         messages: list[dict[str, Any]] = answer.get("Messages", [])
         return messages
