@@ -13,6 +13,7 @@ from waxlake.stream.failpoints import FILES_FAILPOINTS
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.kills]
 _OF_COMMITS = ("ledger-write", "ledger-written", "files-written", "committed", "between-tables", "quarantine-pending")
+_OF_STORES = ("ledger-written", "clean-copied", "clean-removed")
 
 
 @pytest.fixture
@@ -21,9 +22,9 @@ def lake(lake_storage: LakeStorage, tmp_path: Path) -> FilesLake:
 
 
 def test_every_failpoint_of_files(lake: FilesLake) -> None:
-    """On S3 those of clean-up and state only, in turns with other modes: the others do not depend on where files are."""
+    """On S3 only those where the store matters, in turns with other modes."""
     modes = ["triggered"] if lake.is_local else ["continuous", "two-workers", "triggered"]
-    points = (*_OF_COMMITS, *FILES_FAILPOINTS) if lake.is_local else ("ledger-written", *FILES_FAILPOINTS)
+    points = (*_OF_COMMITS, *FILES_FAILPOINTS) if lake.is_local else _OF_STORES
     for index, failpoint in enumerate(points):
         lake.run_to_failpoint(modes[index % len(modes)], failpoint)
     lake.finish()
