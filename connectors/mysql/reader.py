@@ -22,6 +22,7 @@ from connectors.mysql.position import LOADED
 from connectors.mysql.rows import ChangeRows, RowDecoder
 from connectors.mysql.settings import MySQLSettings
 from waxlake.stream.batch import MicroBatch
+from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import RowPosition
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import SourcePlan
@@ -236,6 +237,7 @@ class MySQLReader:
             rows = self._decoders[table].decode(changes).rows
             self._loads.note(table, rows)
             self._partial.add(table)
+            failpoint("piece-read")
             batches.append(self._made(table, rows, position, position, is_partial=True))
         return batches
 

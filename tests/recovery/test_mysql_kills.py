@@ -60,6 +60,7 @@ def test_kills_under_a_workload(mariadb: MariaDB, tmp_path: Path) -> None:
             workload.add_column()
         if number == 8:
             workload.large(20_000)
+            lake.kill_at("piece-read")
         if number == 10:
             workload.truncate()
     for failpoint in ("files-written", "committed"):
