@@ -102,6 +102,8 @@ class Evolution:
 
     def _grown(self, rescued: pa.Array, files: Sequence[FoundFile]) -> tuple[pa.Schema, str]:
         """Return the schema with the fields that are new in the batch, and the first file that has one."""
+        if not self._may_grow(rescued):
+            return self._schema, ""
         fields = [f for f in (self._field(*item) for item in self._structure(rescued).items()) if f is not None]
         wanted = merge_schemas(self._schema, pa.schema(fields))
         names = {field.name.partition(".")[0] for field in added_fields(self._schema, wanted)}
@@ -117,6 +119,17 @@ class Evolution:
         elif self._settings.format in _OF_TEXT:
             wanted = self._with_text_types(rescued.slice(0, _MAX_ROWS), wanted)
         return wanted, owners[0] if owners else (files[0].path if files else "")
+
+    def _may_grow(self, rescued: pa.Array) -> bool:
+        """Return whether any name is unknown, or of a column with fields of its own: else nothing is new, at little cost."""
+        import duckdb
+
+        plain = {field.name.casefold() for field in self._schema if not pa.types.is_nested(field.type)}
+        with duckdb.connect(config={"threads": 1}) as connection:
+            connection.register("input", pa.table({"v": rescued}))
+            query = "SELECT DISTINCT unnest(json_keys(try_cast(v AS JSON))) FROM input"
+            names = {str(name) for (name,) in connection.sql(query).fetchall()}
+        return any(name.casefold() not in plain for name in names - _NOT_FIELDS)
 
     def _structure(self, rescued: pa.Array) -> dict[str, Any]:
         import duckdb
