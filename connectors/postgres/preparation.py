@@ -235,7 +235,7 @@ class Preparation:
 
     def _make_publication(self, name: str, tables: Sequence[SourceTable], *, is_append: bool) -> None:
         missing = self._unpublished(name, tables)
-        exists = bool(self._ask("SELECT 1 FROM pg_publication WHERE pubname = %s", [name]))
+        exists = self._is_published_in_full(name, is_append=is_append)
         if exists and not missing:
             return
         listed = sql.SQL(", ").join(sql.Identifier(*table.name.split(".", 1)) for table in missing or tables)
@@ -262,6 +262,17 @@ class Preparation:
             if error.code != "POSTGRES_PRIVILEGE":
                 raise
             self._problem(f"{what}, and no right to create it ({error.found})", f"Let its owner run: {text}")
+
+    def _is_published_in_full(self, name: str, *, is_append: bool) -> bool:
+        """Return whether a publication is there; one that leaves out what is needed is a problem."""
+        found = self._ask("SELECT pubinsert, pubupdate, pubdelete FROM pg_publication WHERE pubname = %s", [name])
+        if found and not all(found[0][:1] if is_append else found[0]):
+            operations = "insert, truncate" if is_append else "insert, update, delete, truncate"
+            self._problem(
+                f"publication {name!r} leaves out some changes",
+                f"ALTER PUBLICATION {name} SET (publish = '{operations}')",
+            )
+        return bool(found)
 
     def _unpublished(self, publication: str, tables: Sequence[SourceTable]) -> list[SourceTable]:
         query = "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = %s"

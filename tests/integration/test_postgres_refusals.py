@@ -75,6 +75,9 @@ def test_what_may_not_be_created_is_asked_for(lab: PostgresLab) -> None:
     text = str(refusal(lab, create=False))
     assert f"pg_create_logical_replication_slot('{lab.database}', 'pgoutput')" in text
     assert lab.execute("SELECT count(*) FROM pg_publication") == [(0,)]
+    lab.execute(f"CREATE PUBLICATION {lab.database} FOR TABLE t WITH (publish = 'insert')")
+    assert "leaves out some changes" in str(refusal(lab))
+    lab.execute(f"DROP PUBLICATION {lab.database}")
     lab.execute(f"SELECT pg_create_logical_replication_slot('{lab.database}', 'test_decoding')")
     assert "plugin 'test_decoding'" in str(refusal(lab))
     with pytest.raises(TerminalError) as missing:
