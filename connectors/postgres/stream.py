@@ -33,6 +33,8 @@ _AHEAD_BYTES: Final = 48 << 20
 _STATUS_S: Final = 1.0
 _IDLE_STATUS_S: Final = 0.1
 _WAIT_S: Final = 0.05
+# Until the first change came, what psycopg2 tells by itself confirms all that the server named, beyond what the tables hold.
+_NEVER_S: Final = 1e6
 _GATHER_S: Final = 0.2
 _INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT, _RELATION, _TRUNCATE = (ord(letter) for letter in "IUDBCRT")
 _BEGIN_BODY: Final = struct.Struct(">qqI")
@@ -101,7 +103,7 @@ class ChangeStream:
         try:
             with postgres_errors(f"stream from slot {self._settings.slot!r}"):
                 self._cursor = self._connection.cursor()
-                self._cursor.start_replication_expert(command, decode=False, status_interval=10)
+                self._cursor.start_replication_expert(command, decode=False, status_interval=_NEVER_S)
         except WaxlakeError:
             self._connection.close()
             raise
