@@ -29,7 +29,8 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from waxlake.stream.errors import InternalError, SchemaGrown, TerminalError, WaxlakeError
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.run import RunOptions, UpdateResult
+    from waxlake.pipeline.prepared import UpdateResult
+    from waxlake.pipeline.run import RunOptions
     from waxlake.pipeline.spec import Spec
 
 __all__ = ["Cluster", "cluster_from_arguments", "run_processes"]
@@ -175,7 +176,7 @@ def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
     Raises:
         TerminalError: A process failed. What was committed stays; a later run goes on from there.
     """
-    from waxlake.pipeline.run import UpdateResult
+    from waxlake.pipeline.prepared import UpdateResult
 
     started_s = time.monotonic()
     mode, processes = options.mode or spec.mode, options.processes

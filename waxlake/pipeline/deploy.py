@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from bytewax.dataflow import Dataflow
 
 if TYPE_CHECKING:
+    from waxlake.pipeline.prepared import PreparedRun
     from waxlake.pipeline.progress import Listener
-    from waxlake.pipeline.run import PreparedRun
 
 __all__ = ["flow"]
 
@@ -36,7 +36,7 @@ def flow() -> Dataflow:
     """
     from waxlake.pipeline.cluster import cluster_from_arguments
     from waxlake.pipeline.events import EventLog
-    from waxlake.pipeline.run import prepare_run
+    from waxlake.pipeline.prepared import prepare_run
     from waxlake.pipeline.selection import Selection
     from waxlake.pipeline.spec import load_spec
 
@@ -68,7 +68,7 @@ def _exit_hook(run: PreparedRun) -> Callable[[type[BaseException], BaseException
     """Return what ends the process at an error: new columns are said in a line and by the exit code."""
 
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        from waxlake.pipeline.run import report_growth
+        from waxlake.pipeline.prepared import report_growth
 
         sys.last_value = error
         if not run.state.growth:

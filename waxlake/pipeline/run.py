@@ -1,57 +1,30 @@
-"""Run one update: load, check, plan, compile, let Bytewax run it, and say how it ended."""
+"""Run updates: what was asked for besides, then one run after the other until nothing needs another plan."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from bytewax.dataflow import Dataflow
-
-from sinks.delta import CommitReceipt
 from sinks.delta.protocol import new_run_number
 from waxlake.pipeline.check import CheckedGraph, check_graph
-from waxlake.pipeline.cluster import Cluster, run_processes
-from waxlake.pipeline.compile import build_dataflow
-from waxlake.pipeline.definitions import FilesRead
-from waxlake.pipeline.events import Event, EventLog, backfill_from_commits, make_event, progress_events
-from waxlake.pipeline.file_states import durable_positions
+from waxlake.pipeline.cluster import run_processes
+from waxlake.pipeline.events import EventLog, make_event
 from waxlake.pipeline.full_refresh import finish_full_refreshes, forget_positions, refresh_in_full
-from waxlake.pipeline.plan import (
-    Completion,
-    RunPlan,
-    SourceGroup,
-    claim_tables,
-    make_plan,
-    prepare_tables,
-    settle_files,
-    source_groups,
-)
+from waxlake.pipeline.prepared import PreparedRun, UpdateResult, prepare_run, report_growth
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.selection import RESET_ALLOWED, Selection
 from waxlake.pipeline.spec import Spec
-from waxlake.pipeline.state import Emit, RunState
-from waxlake.pipeline.tables import LatestTables
 from waxlake.stream.errors import (
-    InternalError,
-    PositionMoved,
-    SchemaGrown,
-    SourceChanged,
-    TransientError,
-    UsageError,
     WaxlakeError,
 )
-from waxlake.stream.source import Confirming
 
-__all__ = ["PreparedRun", "RunOptions", "UpdateResult", "draining_on_signals", "prepare_run", "run_update"]
+__all__ = ["RunOptions", "draining_on_signals", "run_update"]
 
 EPOCH_INTERVAL = timedelta(milliseconds=500)
 _PLANS = 3
@@ -74,340 +47,6 @@ class RunOptions:
     processes: int = 1
     progress: str = "lines"
     selection: Selection = field(default_factory=Selection)
-
-
-@dataclass(slots=True, kw_only=True)
-class UpdateResult:
-    """How an update ended.
-
-    Attributes:
-        update_id: Its identity.
-        state: ``COMPLETED`` or ``CANCELED`` (asked to stop).
-        tables: Table name to rows written.
-        duration_s: Seconds it took.
-    """
-
-    update_id: str
-    state: str
-    tables: dict[str, int] = field(default_factory=dict)
-    duration_s: float = 0.0
-
-
-class _Reporter:
-    """Hands events to the event log and to every listener."""
-
-    def __init__(self, spec: Spec, update_id: str, listeners: Sequence[Listener]) -> None:
-        self._spec, self._update_id, self._listeners = spec, update_id, listeners
-        self.rows: dict[str, int] = {}
-
-    def __call__(
-        self,
-        event_type: str,
-        message: str,
-        *,
-        level: str = "INFO",
-        dataset: str | None = None,
-        flow: str | None = None,
-        details: Mapping[str, Any] | None = None,
-        error: WaxlakeError | None = None,
-    ) -> None:
-        shown = None if error is None else {"code": error.code, "message": str(error)}
-        self.send(
-            make_event(
-                event_type,
-                message,
-                pipeline=self._spec.name,
-                update_id=self._update_id,
-                level=level,
-                dataset=dataset,
-                flow=flow,
-                details=details,
-                error=shown,
-            )
-        )
-
-    def committed(self, receipt: CommitReceipt) -> None:
-        self.rows[receipt.table] = self.rows.get(receipt.table, 0) + receipt.rows
-        for event in progress_events(receipt, pipeline=self._spec.name, update_id=self._update_id):
-            self.send(event)
-
-    def send(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener.on_event(event)
-
-
-@dataclass(slots=True, kw_only=True)
-class PreparedRun:
-    """A run ready to be handed to Bytewax, in one process.
-
-    Attributes:
-        dataflow: What Bytewax runs.
-        plan: What it reads.
-        state: How it is steered.
-        report: Where its events go.
-    """
-
-    dataflow: Dataflow
-    plan: RunPlan
-    state: RunState
-    report: _Reporter
-    completion: Completion
-    checked: CheckedGraph
-    groups: Sequence[SourceGroup]
-    started_s: float
-
-    @property
-    def was_overtaken(self) -> bool:
-        """Whether only an older run that writes the same tables stood in the way."""
-        failures = self.state.failures.values()
-        return bool(failures) and not self.state.is_stopping and all(isinstance(e, PositionMoved) for e in failures)
-
-    @property
-    def has_changed_source(self) -> bool:
-        """Whether only columns that the plan did not know stood in the way: planning again adds them."""
-        failures = self.state.failures.values()
-        return bool(failures) and not self.state.is_stopping and all(isinstance(e, SourceChanged) for e in failures)
-
-    @property
-    def growth(self) -> Sequence[SchemaGrown]:
-        """Sources that have new columns: the run is to be planned again with them, unless it was asked to end."""
-        return [] if self.state.is_stopping else self.state.growth
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not self.plan.sources
-
-    def finish(self) -> UpdateResult:
-        """Say how the update ended, after Bytewax returned.
-
-        Raises:
-            WaxlakeError: The first failure of the run; independent flows were carried to their end.
-            InternalError: A table did not reach its mark although nothing failed.
-        """
-        result = UpdateResult(
-            update_id=self.plan.update_id,
-            state="COMPLETED",
-            tables=dict(self.report.rows),
-            duration_s=time.monotonic() - self.started_s,
-        )
-        if self.growth:
-            raise InternalError(
-                f"planning again did not add what was found: {self.growth[0].what}",
-                code="SCHEMA_NOT_GROWN",
-                remedy="No row is lost. Please report this with the event log",
-            )
-        if self.state.failures:
-            error = next(iter(self.state.failures.values()))
-            self.fail(error)
-            with contextlib.suppress(WaxlakeError):  # what stopped the run is the error to be told
-                self.confirm()
-            raise error
-        if self.state.is_draining():
-            result.state = "COMPLETED" if not self.plan.is_bounded else "CANCELED"
-        elif self.plan.is_bounded:
-            self._require_completion()
-        self.confirm()
-        self._report_outcome(result.state, result.duration_s)
-        return result
-
-    def report_end(self) -> None:
-        """Report how the update ended, where the process is about to exit and nobody can be told otherwise."""
-        if self.state.failures or sys.exc_info()[0] is not None or getattr(sys, "last_value", None) is not None:
-            outcome = "FAILED"
-        elif self.state.is_draining():
-            outcome = "CANCELED" if self.plan.is_bounded else "COMPLETED"
-        else:
-            outcome = "COMPLETED"
-        if outcome != "FAILED":
-            self.confirm()
-        self._report_outcome(outcome, time.monotonic() - self.started_s)
-
-    def confirm(self) -> None:
-        """Tell each source what every table holds, after Bytewax returned; a source that is away is told next time."""
-        if self.checked.is_shadow:
-            return
-        for group in self.groups:
-            source = self.plan.sources.get(group.key) or self.plan.idle.get(group.key)
-            connector = group.connector
-            if source is not None and isinstance(connector, Confirming):
-                with contextlib.suppress(TransientError):
-                    connector.confirm(source, durable_positions(self.checked, group, source)())
-
-    def _report_outcome(self, outcome: str, duration_s: float) -> None:
-        self.report(
-            "update_progress",
-            f"update is {outcome}",
-            level="ERROR" if outcome == "FAILED" else "INFO",
-            details={"update_progress": {"state": outcome, "duration_s": round(duration_s, 3)}},
-        )
-
-    def fail(self, error: WaxlakeError) -> None:
-        """Report that the update failed."""
-        self.report(
-            "update_progress",
-            f"update FAILED: {error}",
-            level="ERROR",
-            details={"update_progress": {"state": "FAILED"}},
-            error=error,
-        )
-
-    def _require_completion(self) -> None:
-        targets = {part.flow.target for part in self.checked.selected_flows}
-        behind = [name for name in sorted(targets) if not self.completion.is_complete(name)]
-        if behind and not self.is_idle:
-            error = InternalError(
-                f"update ended before its tables held everything: {', '.join(behind)}",
-                code="UPDATE_INCOMPLETE",
-                remedy="No row is lost: run again. Please report this with the event log",
-            )
-            self.fail(error)
-            raise error
-
-
-def prepare_run(
-    spec: Spec,
-    listeners: Sequence[Listener],
-    *,
-    mode: str | None = None,
-    workers: int = 1,
-    cluster: Cluster | None = None,
-    stopping: threading.Event | None = None,
-    isolates: bool = True,
-    claims: bool = False,
-    checked: CheckedGraph | None = None,
-    refresh: Selection | None = None,
-    before: PreparedRun | None = None,
-) -> PreparedRun:
-    """Load, check and plan an update, and compile it.
-
-    Args:
-        spec: The pipeline.
-        listeners: Told of every event; the event log is one of them if it is wanted.
-        mode: ``triggered``, ``continuous``, or None for the spec's.
-        workers: Workers of the whole cluster.
-        cluster: The processes of this run, or None if it is the only one: process 0 plans for all.
-        stopping: Set from outside when the run is to end: what was read is committed, nothing more is read.
-        isolates: Let independent flows go on when one fails; needs a single process.
-        claims: Take the fence of every table before positions are read: another run is known to write them.
-        checked: The pipeline, if it was checked already; else it is loaded from its files.
-        refresh: Which of its tables to bring up to date; None for all.
-        before: The part of the same update that this one goes on from.
-
-    Raises:
-        WaxlakeError: A definition is wrong, a source or table cannot be used.
-    """
-    started_s = time.monotonic()
-    mode = mode or spec.mode
-    if mode not in ("triggered", "continuous"):
-        raise UsageError("unknown mode", code="OPTION_INVALID", found=mode, expected="triggered or continuous")
-    graphs = [] if checked is None else [checked]
-
-    def check_here() -> CheckedGraph:
-        if not graphs:
-            graph = check_graph(load_graph(spec))
-            graph.selected = refresh.tables(graph.graph) if refresh is not None else None
-            graphs.append(graph)
-        return graphs[0]
-
-    def plan_here() -> RunPlan:
-        here = check_here()
-        finish_full_refreshes(here.graph)
-        run_number = new_run_number()
-        prepare_tables(here)
-        if claims:
-            claim_tables(here, run_number)
-        return make_plan(here, source_groups(here), is_bounded=mode == "triggered", run_number=run_number)
-
-    plan = cluster.share(plan_here) if cluster is not None else plan_here()
-    # Other processes look only now: what the first one has inferred of its sources is stored by then.
-    checked = check_here()
-    settle_files(checked, plan)
-    groups = source_groups(checked)
-    plan.update_id = plan.update_id if before is None else before.plan.update_id
-    report = _Reporter(spec, plan.update_id, listeners) if before is None else before.report
-    if cluster is None or cluster.process_id == 0:
-        _report_start(report, checked, plan, mode, is_planned_again=before is not None)
-    completion = Completion(checked, plan)
-    state = RunState(
-        checked.graph,
-        completion,
-        report,
-        report.committed,
-        stopping=stopping or threading.Event(),
-        is_bounded=plan.is_bounded,
-        isolates=isolates,
-    )
-    for group in groups:
-        error = plan.failures.get(group.key)
-        if error is not None and not state.fail_group(group, error):
-            raise error
-    tables = LatestTables(checked)
-    return PreparedRun(
-        dataflow=build_dataflow(checked, groups, plan, state, tables, workers=workers),
-        plan=plan,
-        state=state,
-        report=report,
-        completion=completion,
-        checked=checked,
-        groups=groups,
-        started_s=started_s if before is None else before.started_s,
-    )
-
-
-def _report_start(
-    report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str, *, is_planned_again: bool
-) -> None:
-    if not is_planned_again:
-        _report_creation(report, checked, plan, mode)
-    _report_plan(report, checked, plan)
-
-
-def _report_creation(report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str) -> None:
-    asked: dict[str, Any] = {"mode": mode}
-    if checked.selected is not None:
-        asked["full_refresh_selection" if checked.is_shadow else "refresh_selection"] = sorted(checked.selected)
-    report("create_update", f"update {plan.update_id} starts ({mode})", details={"create_update": asked})
-    _report_unwidened(report, checked)
-
-
-def _report_unwidened(report: _Reporter, checked: CheckedGraph) -> None:
-    """Say once an update that types are not widened where that was asked for: nothing here writes it to a Delta table."""
-    for part in checked.flows:
-        if isinstance(part.read, FilesRead) and part.read.settings.evolution.endswith("type_widening"):
-            text = (
-                f"types of {part.connector.name} are not widened: Delta tables are written without type widening. "
-                "New columns are added; a value that does not fit its column stays in _rescued_data"
-            )
-            report("schema_evolution", text, level="WARN", dataset=part.flow.target, flow=part.flow.name)
-
-
-def _report_plan(report: _Reporter, checked: CheckedGraph, plan: RunPlan) -> None:
-    spec = checked.graph.spec
-    for name in checked.graph.order:
-        dataset = checked.graph.datasets[name]
-        if dataset.kind == "quarantine":
-            continue
-        columns = [{"name": f.name, "type": str(f.type)} for f in checked.schemas[name]]
-        report(
-            "dataset_definition",
-            f"{dataset.kind} {name}",
-            dataset=name,
-            details={"dataset_definition": {"kind": dataset.kind, "where": dataset.where, "schema": columns}},
-        )
-        for flow in dataset.flows:
-            report(
-                "flow_definition",
-                f"flow {flow.name}: {', '.join((*flow.inputs, *flow.statics)) or 'no input'} → {name}",
-                dataset=name,
-                flow=flow.name,
-                details={"flow_definition": {"inputs": list(flow.inputs), "statics": list(flow.statics)}},
-            )
-        if dataset.location is not None:
-            for event in backfill_from_commits(spec.events_location(), dataset.location, pipeline=spec.name):
-                report.send(event)
-    for text in plan.skipped:
-        report("data_loss", text, level="WARN", details={"data_loss": {"skipped": text}})
 
 
 def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -> UpdateResult:
@@ -522,13 +161,6 @@ def _run_to_end(
 def _report_reset(run: PreparedRun, reason: str) -> None:
     details = {"update_progress": {"state": "RESETTING"}}
     run.report("update_progress", f"{reason}; planning again", level="WARN", details=details)
-
-
-def report_growth(report: Emit, growth: Sequence[SchemaGrown]) -> None:
-    """Report the columns that sources have got, once each."""
-    for text, error in {error.what: error for error in growth}.items():
-        details = {"schema_evolution": {"added": error.facts.get("added"), "file": error.facts.get("file")}}
-        report("schema_evolution", f"{text}, {error.found}", details=details)
 
 
 def _run_once(run: PreparedRun, workers: int) -> None:

@@ -14,7 +14,8 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from waxlake.pipeline.event import Event
-from waxlake.pipeline.run import RunOptions, UpdateResult, run_update
+from waxlake.pipeline.prepared import UpdateResult
+from waxlake.pipeline.run import RunOptions, run_update
 from waxlake.pipeline.spec import Spec, load_spec
 
 

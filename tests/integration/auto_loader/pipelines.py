@@ -14,8 +14,9 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from waxlake.pipeline.file_states import file_states
+from waxlake.pipeline.prepared import UpdateResult
 from waxlake.pipeline.resolve import load_graph
-from waxlake.pipeline.run import RunOptions, UpdateResult, run_update
+from waxlake.pipeline.run import RunOptions, run_update
 from waxlake.pipeline.spec import Spec, load_spec
 
 
