@@ -133,7 +133,8 @@ def read_name(read: Read) -> str:
     if isinstance(read, KafkaRead):
         return f"kafka:{read.settings.topic}"
     if isinstance(read, FilesRead):
-        return f"files:{read.settings.path}"
+        glob = read.settings.path_glob_filter
+        return f"files:{read.settings.path}" + (f":{glob}" if glob else "")
     if isinstance(read, DatabaseRead):
         return read.settings.label
     return "query"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from deltalake import DeltaTable, write_deltalake
 
@@ -201,6 +202,10 @@ def _prepared(
     return handle
 
 
+_Seen: TypeAlias = "list[tuple[SourceGroup, SourceState | ExternalError]]"
+"""What the sources of a plan held when they were looked at."""
+
+
 def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool, run_number: int) -> RunPlan:
     """Look at every source and every target, and decide what to read.
 
@@ -219,7 +224,7 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
             if isinstance(part.connector, ViewConnector)
         }
         settle_files(checked, plan)
-    seen: dict[str, SourceState | ExternalError] = {}
+    seen: _Seen = []
     for group in groups:
         try:
             plan.sources[group.key] = _planned_or_anew(checked, group, seen, plan)
@@ -241,9 +246,7 @@ def settle_files(checked: CheckedGraph, plan: RunPlan) -> None:
             part.connector.settle(plan.seen_files[part.flow.target])
 
 
-def _planned_or_anew(
-    checked: CheckedGraph, group: SourceGroup, seen: dict[str, SourceState | ExternalError], plan: RunPlan
-) -> SourcePlan:
+def _planned_or_anew(checked: CheckedGraph, group: SourceGroup, seen: _Seen, plan: RunPlan) -> SourcePlan:
     """Plan a group; where its source lost what comes next and may begin anew, plan that."""
     try:
         return _planned(checked, group, _inspected(group, seen), plan)
@@ -251,21 +254,27 @@ def _planned_or_anew(
         if not isinstance(group.connector, StartingOver) or not group.connector.start_over(error):
             raise
         plan.skipped.append(f"{group.connector.name} is read anew: {error.what}: found {error.found}")
-    seen.pop(group.connector.name, None)
+    seen[:] = [item for item in seen if not _is_same_read(item[0], group)]
     return _planned(checked, group, _inspected(group, seen), plan)
 
 
-def _inspected(group: SourceGroup, seen: dict[str, SourceState | ExternalError]) -> SourceState:
+def _is_same_read(one: SourceGroup, other: SourceGroup) -> bool:
+    """Return whether two groups look at the same source in the same way; reads of one path may differ in their format."""
+    return one.connector.name == other.connector.name and one.flows[0].read == other.flows[0].read
+
+
+def _inspected(group: SourceGroup, seen: _Seen) -> SourceState:
     """Return a source as it is now; several groups that read the same one look at it once."""
     connector = group.connector
     if group.is_view:
         return connector.inspect()
-    if connector.name not in seen:
+    found = next((state for other, state in seen if _is_same_read(other, group)), None)
+    if found is None:
         try:
-            seen[connector.name] = connector.inspect()
+            found = connector.inspect()
         except ExternalError as error:
-            seen[connector.name] = error
-    found = seen[connector.name]
+            found = error
+        seen.append((group, found))
     if isinstance(found, ExternalError):
         raise found
     return found

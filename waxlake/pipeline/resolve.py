@@ -19,6 +19,7 @@ from waxlake.pipeline.definitions import (
     Expect,
     FilesRead,
     FlowDefinition,
+    KafkaRead,
     Query,
     Read,
     SqlQuery,
@@ -285,7 +286,7 @@ class _Resolver:
     def _check_distinct_reads(self, flow: FlowDefinition, branches: Sequence[Branch], *, is_stream: bool) -> None:
         reads: list[Read] = []
         for branch in branches:
-            if is_stream and branch.read in reads:
+            if is_stream and any(_is_same_source(branch.read, read) for read in reads):
                 raise DefinitionError(
                     f"flow '{flow.name}' reads {read_name(branch.read)} twice",
                     where=branch.read.where,
@@ -362,6 +363,13 @@ class _Resolver:
         for name in names - {"stream"}:
             self._check_known(name, where)
         return names
+
+
+def _is_same_source(one: Read, other: Read) -> bool:
+    """Return whether two reads would store their positions in the same place, whatever else they differ in."""
+    if isinstance(one, KafkaRead | FilesRead):
+        return type(one) is type(other) and read_name(one) == read_name(other)
+    return one == other
 
 
 def _table_path(spec: Spec, definition: DatasetDefinition) -> str:
