@@ -80,6 +80,7 @@ class SinkControl:
         on_error: Told of an error that stops the table; returns whether it was taken care of (else it is raised).
         identities: Flow name to app ids that are stored with each of its commits, to recognise a source that was
             recreated or exchanged.
+        endings: Flow name and source identity to app ids that are stored when the flow has read all of the source.
     """
 
     run_id: str = "plain"
@@ -87,6 +88,7 @@ class SinkControl:
     on_commit: Callable[[CommitReceipt], None] = lambda receipt: None
     on_error: Callable[[WaxlakeError], bool] = lambda error: False
     identities: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    endings: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -172,10 +174,12 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._growth: pa.Table | None = None
         self._moves: dict[str, Move] = {}
         self._identities: dict[str, int] = {}
+        self._endings: dict[str, int] = {}
         self._tally = CommitTally()
         self._since_s: float | None = None
         self._moved_since_s: float | None = None
         self._ended: dict[tuple[str, str], set[str]] = {}
+        self._reached: dict[tuple[str, str], set[str]] = {}
         self._is_ending = False
         self._partial: set[str] = set()
         self._has_failed = False
@@ -337,10 +341,14 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
     def _note_end(self, flow: str, batch: MicroBatch) -> None:
         ended = self._ended.setdefault((flow, batch.source), set())
         ended.add(batch.partition)
+        if batch.is_end:
+            self._reached.setdefault((flow, batch.source), set()).add(batch.partition)
+            if len(self._reached[flow, batch.source]) >= batch.partition_count:
+                self._endings |= self._sink.control.endings.get((flow, batch.source), {})
         self._is_ending = self._is_ending or len(ended) >= batch.partition_count
 
     def _is_due(self) -> bool:
-        if not self._moves or self._partial:
+        if not (self._moves or self._endings) or self._partial:
             return False
         if self._is_ending or self._tally.files >= self._policy.max_files:
             return True
@@ -369,7 +377,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
 
     def _flush(self) -> None:
         """Commit everything taken so far."""
-        if self._committer is None or not self._moves:
+        if self._committer is None or not (self._moves or self._endings):
             return
         rows = self._rows.rows if self._growth is None else self._growth.num_rows
         quarantine = None
@@ -381,7 +389,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
             output.adds,
             self._moves,
             rows=rows,
-            identities={**self._identities, **output.versions},
+            identities={**self._identities, **self._endings, **output.versions},
             quarantine=quarantine,
             metadata=self._facts(output),
             replacement=self._replacement,
@@ -391,7 +399,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._committed(output)
         self._moves, self._tally, self._replacement, self._growth = {}, CommitTally(), None, None
         self._since_s = self._moved_since_s = None
-        self._is_ending = False
+        self._is_ending, self._endings = False, {}
         self._sink.control.on_commit(receipt)
         if self._target.shares_source:
             failpoint("between-tables")

@@ -75,6 +75,7 @@ def create_auto_cdc_flow(
     track_history_column_list: Sequence[str] | None = None,
     track_history_except_column_list: Sequence[str] | None = None,
     name: str | None = None,
+    once: bool = False,
     ignore_null_updates_column_list: Sequence[str] | None = None,
     ignore_null_updates_except_column_list: Sequence[str] | None = None,
 ) -> None:
@@ -95,6 +96,7 @@ def create_auto_cdc_flow(
         track_history_column_list: Columns whose change opens a version; None for all.
         track_history_except_column_list: Columns whose change does not.
         name: Flow name, the identity of its positions; None takes the target's.
+        once: End for good when what the source holds is read, as for a first load. A full refresh runs it again.
         ignore_null_updates_column_list: Columns that NULL leaves as they are.
         ignore_null_updates_except_column_list: Columns that NULL does not leave as they are; all others it does.
 
@@ -133,7 +135,9 @@ def create_auto_cdc_flow(
         track_history_except_column_list=_names(track_history_except_column_list),
     )
     read = source if isinstance(source, Stream) else read_stream(source)
-    register_flow(FlowDefinition(name=name or target, target=target, function=lambda: read, where=line, changes=rules))
+    register_flow(
+        FlowDefinition(name=name or target, target=target, function=lambda: read, where=line, changes=rules, once=once)
+    )
 
 
 def create_auto_cdc_from_snapshot_flow(

@@ -311,6 +311,13 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
 def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch: Branch) -> CheckedFlow:
     fixed = _fixed_columns(dataset, flow, branch)
     connector = checked.connector(branch.read, fixed=fixed)
+    if flow.once and isinstance(connector, Sharing):
+        raise DefinitionError(
+            f"flow '{flow.name}' cannot run once: it would need a slot of its own in the log of its database",
+            where=flow.where,
+            code="NOT_AVAILABLE",
+            remedy="Leave out once=True: the first load of a table is read once anyway",
+        )
     empty = connector.empty()
     expectations = flow_expectations(dataset, flow)
     rules = [rule.sql for rule in expectations]

@@ -128,6 +128,7 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
             on_commit=state.committed,
             on_error=lambda error: state.fail(target, error),
             identities=plan.identities,
+            endings=plan.endings,
         ),
         **options,
     )

@@ -348,12 +348,13 @@ def register_flow(definition: FlowDefinition) -> None:
         registry.add_flow(definition)
 
 
-def append_flow(*, target: str, name: str | None = None) -> Callable[[F], F]:
+def append_flow(*, target: str, name: str | None = None, once: bool = False) -> Callable[[F], F]:
     """Declare a flow that appends to a table another definition made; each flow keeps its own positions.
 
     Args:
         target: Table name.
         name: Flow name, the identity of its positions; None takes the function's.
+        once: End for good when what the source holds is read, as for a back-fill. A full refresh runs it again.
     """
 
     def decorate(function: F) -> F:
@@ -361,7 +362,7 @@ def append_flow(*, target: str, name: str | None = None) -> Callable[[F], F]:
         if registry is not None:
             where = _function_line(function, calling_line())
             registry.add_flow(
-                FlowDefinition(name=name or function.__name__, target=target, function=function, where=where)
+                FlowDefinition(name=name or function.__name__, target=target, function=function, where=where, once=once)
             )
         return function
 

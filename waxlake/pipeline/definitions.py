@@ -250,6 +250,7 @@ class FlowDefinition:
         function: Returns a Stream (or a Batch, for a materialized view).
         where: ``file:line``.
         changes: What its rows mean if they are changes to be merged, or None.
+        once: Whether it ends for good when it has read what its source holds.
     """
 
     name: str
@@ -257,6 +258,7 @@ class FlowDefinition:
     function: Callable[[], Any]
     where: str
     changes: ChangeRules | None = None
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

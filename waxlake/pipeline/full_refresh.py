@@ -33,7 +33,7 @@ from waxlake.pipeline.spec import Spec
 from waxlake.stream.delta_table import FORGOTTEN, TableLocation, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, TerminalError
 from waxlake.stream.failpoints import failpoint
-from waxlake.stream.position import RowPosition, app_id, identity_version
+from waxlake.stream.position import RowPosition, app_id, identity_version, once_app_id
 
 __all__ = ["finish_full_refreshes", "forget_positions", "refresh_in_full"]
 
@@ -129,6 +129,7 @@ def forget_positions(checked: CheckedGraph, names: Sequence[str], run_number: in
                 continue
             state = part.connector.inspect()
             apps = [app_id(part.flow.name, state.identity, p) for p in state.partitions if part.takes(p)]
+            apps.append(once_app_id(part.flow.name, part.connector.name))
             identities |= {app: FORGOTTEN for app in apps if stored_position(handle, app) is not None}
         if identities:
             Committer(location, f"reset-{run_number}", run_number).commit([], {}, identities=identities)

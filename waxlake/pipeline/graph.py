@@ -44,6 +44,7 @@ class Flow:
         statics: Datasets it reads at their latest version.
         where: ``file:line``.
         changes: What its rows mean if they are changes to be merged, or None.
+        once: Whether it ends for good when it has read what its source holds.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Flow:
     statics: tuple[str, ...]
     where: str
     changes: ChangeRules | None = None
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from waxlake.stream.position import (
     app_id,
     identity_app_id,
     identity_version,
+    once_app_id,
     sources_app_id,
 )
 from waxlake.stream.schema import compare_schemas, no_rows
@@ -66,6 +67,11 @@ class SourceGroup:
         return frozenset().union(*(part.columns for part in self.flows))
 
     @property
+    def is_once(self) -> bool:
+        """Whether its flows end for good when they have read what the source holds."""
+        return self.flows[0].flow.once
+
+    @property
     def is_view(self) -> bool:
         """Whether it is the query of a materialized view."""
         return _is_view(self.flows[0])
@@ -83,6 +89,7 @@ class RunPlan:
         idle: Group key to the source of a group with nothing to do.
         identities: Flow name to app ids that its commits store besides its positions: which source stood behind each
             name, and which sources there were.
+        endings: Flow name and source identity to app ids that are stored when a flow that runs once has read the source.
         marks: Flow name to app id to (where it begins without a position, the mark).
         skipped: Losses that are skipped on request, for the event log.
         failures: Group key to why its source cannot be read.
@@ -96,6 +103,7 @@ class RunPlan:
     sources: dict[str, SourcePlan] = field(default_factory=dict)
     idle: dict[str, SourcePlan] = field(default_factory=dict)
     identities: dict[str, dict[str, int]] = field(default_factory=dict)
+    endings: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     marks: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     failures: dict[str, ExternalError] = field(default_factory=dict)
@@ -126,6 +134,8 @@ def source_groups(checked: CheckedGraph) -> list[SourceGroup]:
 
 
 def _shares_read(one: CheckedFlow, other: CheckedFlow) -> bool:
+    if one.flow.once != other.flow.once:
+        return False
     if isinstance(one.connector, Sharing):
         return isinstance(other.connector, Sharing) and one.connector.source_key() == other.connector.source_key()
     return one.read == other.read and one.gates == other.gates and one.fixed == other.fixed
@@ -226,6 +236,8 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
         settle_files(checked, plan)
     seen: _Seen = []
     for group in groups:
+        if group.is_once and all(_has_run_once(checked, part) for part in group.flows):
+            continue
         try:
             plan.sources[group.key] = _planned_or_anew(checked, group, seen, plan)
         except ExternalError as error:
@@ -258,6 +270,13 @@ def _planned_or_anew(checked: CheckedGraph, group: SourceGroup, seen: _Seen, pla
     return _planned(checked, group, _inspected(group, seen), plan)
 
 
+def _has_run_once(checked: CheckedGraph, part: CheckedFlow, handle: DeltaTable | None = None) -> bool:
+    """Return whether a flow that runs once has read its source; what came there since is not its business."""
+    location = checked.graph.datasets[part.flow.target].location
+    assert location is not None
+    return stored_position(handle or location.open(), once_app_id(part.flow.name, part.connector.name)) is not None
+
+
 def _is_same_read(one: SourceGroup, other: SourceGroup) -> bool:
     """Return whether two groups look at the same source in the same way; reads of one path may differ in their format."""
     return one.connector.name == other.connector.name and one.flows[0].read == other.flows[0].read
@@ -287,7 +306,12 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
     stored = [_stored_positions(checked, part, state) for part in group.flows]
     on_data_loss = group.connector.on_data_loss
     takes = [part.takes for part in group.flows]
-    source = plan_partitions(state, stored, takes=takes, on_data_loss=on_data_loss, is_bounded=plan.is_bounded)
+    is_bounded = plan.is_bounded or group.is_once
+    source = plan_partitions(state, stored, takes=takes, on_data_loss=on_data_loss, is_bounded=is_bounded)
+    if group.is_once:
+        plan.beginning.add(group.key)
+        for part in group.flows:
+            plan.endings[part.flow.name, state.identity] = {once_app_id(part.flow.name, part.connector.name): 1}
     if any(
         p not in known
         for part, known in zip(group.flows, stored, strict=True)
@@ -476,6 +500,8 @@ class Completion:
     def _has_read_all(self, part: CheckedFlow, handle: DeltaTable) -> bool:
         if _is_view(part):
             return self._is_view_fresh(part, handle)
+        if part.flow.once:
+            return _has_run_once(self._checked, part, handle)
         if not _reads_dataset(self._checked, part):
             return all(
                 _reached(stored_position(handle, app), begin, mark)

@@ -281,6 +281,7 @@ class _Resolver:
             statics=tuple(dict.fromkeys(statics)),
             where=flow.where,
             changes=translated_changes(flow.changes, dialect, flow.where),
+            once=flow.once,
         )
 
     def _check_distinct_reads(self, flow: FlowDefinition, branches: Sequence[Branch], *, is_stream: bool) -> None:

@@ -66,6 +66,7 @@ class MicroBatch:
         backlog: What the partition still has to read.
         skipped: Positions that the source no longer held and that were skipped on request, or None.
         is_last: The partition ends here in this run.
+        is_end: It ends because its mark is reached, and not because the run was asked to stop.
         is_partial: Rows of something that has not ended yet, as a large transaction: ``start`` equals ``end``, and nothing of
             the table may be committed before the batch of this partition that moves the position.
         partition_count: Number of partitions that the run reads of this source; a sink that has seen the last batch of
@@ -90,6 +91,7 @@ class MicroBatch:
     backlog: Backlog | None = None
     skipped: tuple[int, int] | None = None
     is_last: bool = False
+    is_end: bool = False
     is_partial: bool = False
     partition_count: int = 0
     cost_bytes: int = 0

@@ -10,7 +10,15 @@ import hashlib
 from dataclasses import dataclass
 from urllib.parse import quote
 
-__all__ = ["MAX_POSITION", "RowPosition", "app_id", "identity_app_id", "identity_version", "sources_app_id"]
+__all__ = [
+    "MAX_POSITION",
+    "RowPosition",
+    "app_id",
+    "identity_app_id",
+    "identity_version",
+    "once_app_id",
+    "sources_app_id",
+]
 
 MAX_POSITION = 2**63 - 1
 _MINOR_BITS = 36
@@ -39,6 +47,11 @@ def identity_app_id(flow: str, name: str) -> str:
 def sources_app_id(flow: str) -> str:
     """Return the app id that remembers the set of sources the flow read when it last committed."""
     return "/".join(["waxlake", quote(flow, safe=_SAFE), "sources"])
+
+
+def once_app_id(flow: str, name: str) -> str:
+    """Return the app id that says that a flow that runs once has read all of the source called ``name``."""
+    return "/".join(["waxlake", quote(flow, safe=_SAFE), quote(name, safe=_SAFE), "once"])
 
 
 def identity_version(identity: str) -> int:

@@ -526,7 +526,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
 
     def _empty_batches(self, reader: Reader, *, is_last: bool) -> list[MicroBatch]:
         return [
-            self._empty_batch(partition, position, position, is_last=is_last)
+            self._empty_batch(partition, position, position, is_last=is_last, is_end=is_last and reader.is_done)
             for partition, position in reader.positions().items()
         ]
 

@@ -146,21 +146,28 @@ class _Reader:
         if statement.accept("COMMENT"):
             statement.text()
         statement.expect("AS")
-        if statement.accept("AUTO", "CDC", "INTO"):
-            self._auto_cdc(statement, name, where)
+        if statement.accept("AUTO", "CDC"):
+            once = statement.accept("ONCE")
+            statement.expect("INTO")
+            self._auto_cdc(statement, name, where, once=once)
             return
-        statement.expect("INSERT", "INTO")
+        statement.expect("INSERT")
+        once = statement.accept("ONCE")
+        statement.expect("INTO")
+        once = statement.accept("ONCE") or once
         target = self._qualified(statement.name("a streaming table"))
         statement.expect("BY", "NAME")
         described = relation(statement.rest(), self._schema)
-        self._registry.add_flow(FlowDefinition(name=name, target=target, function=_returning(described), where=where))
+        self._registry.add_flow(
+            FlowDefinition(name=name, target=target, function=_returning(described), where=where, once=once)
+        )
 
-    def _auto_cdc(self, statement: Cursor, name: str | None, where: str) -> None:
+    def _auto_cdc(self, statement: Cursor, name: str | None, where: str, *, once: bool = False) -> None:
         target = self._qualified(statement.name("a streaming table"))
         statement.expect("FROM")
         arguments = auto_cdc_arguments(statement, self._schema)
         with at_line(where):
-            create_auto_cdc_flow(target=target, name=name, **arguments)
+            create_auto_cdc_flow(target=target, name=name, once=once, **arguments)
 
     def _qualified(self, name: str) -> str:
         name = name.split(".", 1)[1] if name.upper().startswith("LIVE.") else name
