@@ -42,3 +42,12 @@ def test_every_test_that_the_page_about_auto_loader_names_exists() -> None:
 def test_the_page_about_auto_loader_has_every_row() -> None:
     wanted = {f"AL-{n:02}" for n in range(1, 39)} | {"C-01", "C-04", "C-05", "W-21"}
     assert set(_rows()) == wanted
+
+
+def test_every_row_says_how_it_is_and_a_test_carries_its_id() -> None:
+    tests = _tests()
+    for id, row in _rows().items():
+        assert all(row[:3]), f"{id} is not filled in"
+        if "not applicable" not in row[1][:20]:
+            label = id.lower().replace("-", "_")
+            assert any(re.search(rf"_{label}(_|$)", name) for name in tests), f"no test is named after {id}"

@@ -41,7 +41,7 @@ def total():
     return lake
 
 
-def test_c05_a_view_of_files_holds_all_that_are_there(lake: Lake) -> None:
+def test_c_05_a_view_of_files_holds_all_that_are_there(lake: Lake) -> None:
     lake.land("1.csv", "id,amount\n1,10\n2,20\n")
     lake.land("2.csv", "id,amount\n1,5\n")
     lake.run()
@@ -60,7 +60,7 @@ def test_c05_a_view_of_files_holds_all_that_are_there(lake: Lake) -> None:
     assert lake.rows("total", "total") == [31]
 
 
-def test_c05_many_rows_are_not_held_in_memory(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_05_many_rows_are_not_held_in_memory(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_rows, "_IN_MEMORY_BYTES", 1000)
     for number in range(5):
         lake.land(f"{number}.csv", "id,amount\n" + "".join(f"{i},{number}\n" for i in range(500)))

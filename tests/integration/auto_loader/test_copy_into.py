@@ -26,7 +26,7 @@ def copy(lake: Lake, format: str = "csv", **options: Any) -> CopyResult:
     return copy_into(lake.spec(), "t", str(lake.inbox), CopyOptions(format=format, **options))
 
 
-def test_c04_files_are_loaded_once_and_again_when_forced(lake: Lake) -> None:
+def test_c_04_files_are_loaded_once_and_again_when_forced(lake: Lake) -> None:
     lake.land("1.csv", "id\n1\n")
     lake.land("2.csv", "id\n2\n")
     assert copy(lake) == CopyResult(rows=2, commits=1)
@@ -40,7 +40,7 @@ def test_c04_files_are_loaded_once_and_again_when_forced(lake: Lake) -> None:
     assert copy(lake).rows == 0
 
 
-def test_c04_columns_are_added_only_when_asked(lake: Lake) -> None:
+def test_c_04_columns_are_added_only_when_asked(lake: Lake) -> None:
     lake.land("1.json", [{"id": 1}])
     copy(lake, "json")
     lake.land("2.json", [{"id": 2, "b": {"c": 1}}])
@@ -51,7 +51,7 @@ def test_c04_columns_are_added_only_when_asked(lake: Lake) -> None:
     assert lake.rows("t", "id", "b") == [(1, None), (2, {"c": 1})]
 
 
-def test_c04_rows_that_do_not_fit_stop_the_whole_copy(lake: Lake) -> None:
+def test_c_04_rows_that_do_not_fit_stop_the_whole_copy(lake: Lake) -> None:
     lake.land("1.csv", "id\n1\n")
     copy(lake)
     lake.land("2.csv", "id\n2\n")
@@ -64,7 +64,7 @@ def test_c04_rows_that_do_not_fit_stop_the_whole_copy(lake: Lake) -> None:
     assert lake.rows("t", "id") == [1, 2]
 
 
-def test_c04_copies_at_once_load_each_file_once(lake: Lake) -> None:
+def test_c_04_copies_at_once_load_each_file_once(lake: Lake) -> None:
     for number in range(20):
         lake.land(f"{number:02d}.csv", f"id\n{number}\n")
     copy(lake)
@@ -76,7 +76,7 @@ def test_c04_copies_at_once_load_each_file_once(lake: Lake) -> None:
     assert sorted(lake.rows("t", "id")) == list(range(30))
 
 
-def test_c04_the_statement_is_read(lake: Lake) -> None:
+def test_c_04_the_statement_is_read(lake: Lake) -> None:
     text = """
         COPY INTO s.t FROM 'in/it''s' FILEFORMAT = CSV PATTERN = '*.csv'
         FORMAT_OPTIONS ('header' = 'false', 'nullValue' = 'NA', 'mergeSchema' = 'true') COPY_OPTIONS ('force' = 'true');

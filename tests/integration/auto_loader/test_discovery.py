@@ -29,7 +29,7 @@ def _stored(lab: FilesLab, app: str) -> int | None:
     return lab.location.open().transaction_version(app)
 
 
-def test_al07_a_batch_holds_at_most_so_many_files(lab: FilesLab) -> None:
+def test_al_07_a_batch_holds_at_most_so_many_files(lab: FilesLab) -> None:
     for i in range(7):
         _one(lab, f"{i}.json", i, age_s=60 - i)
     flow = Flow()
@@ -38,7 +38,7 @@ def test_al07_a_batch_holds_at_most_so_many_files(lab: FilesLab) -> None:
     assert ids(flow) == list(range(7))
 
 
-def test_al08_a_batch_holds_at_most_so_many_bytes_and_the_lower_limit_wins(lab: FilesLab) -> None:
+def test_al_08_a_batch_holds_at_most_so_many_bytes_and_the_lower_limit_wins(lab: FilesLab) -> None:
     rows = [{"id": i, "name": "x" * 80} for i in range(100)]
     lab.write("big.json", rows)
     for limits, most in (({"max_bytes_per_trigger": "1k"}, 12), ({"max_bytes_per_trigger": "1m"}, 100)):
@@ -54,7 +54,7 @@ def test_al08_a_batch_holds_at_most_so_many_bytes_and_the_lower_limit_wins(lab: 
         lab.connector(max_bytes_per_trigger="ten")
 
 
-def test_al09_existing_files_are_left_out_once(lab: FilesLab) -> None:
+def test_al_09_existing_files_are_left_out_once(lab: FilesLab) -> None:
     _one(lab, "old.json", 0)
     flow = Flow()
     run(lab.connector(include_existing_files=False), flow)
@@ -63,7 +63,7 @@ def test_al09_existing_files_are_left_out_once(lab: FilesLab) -> None:
     assert ids(flow) == [1]
 
 
-def test_al10_a_changed_file_is_left_alone_or_read_as_a_new_one(lab: FilesLab, tmp_path: Path) -> None:
+def test_al_10_a_changed_file_is_left_alone_or_read_as_a_new_one(lab: FilesLab, tmp_path: Path) -> None:
     other = FilesLab(tmp_path / "other", path=str(lab.inbox))
     off, append = Flow(), Flow()
     _one(lab, "a.json", 1)
@@ -77,7 +77,7 @@ def test_al10_a_changed_file_is_left_alone_or_read_as_a_new_one(lab: FilesLab, t
     assert (ids(off), ids(append)) == ([1], [1, 2])
 
 
-def test_al10_versions_that_nobody_read_are_left_out(lab: FilesLab) -> None:
+def test_al_10_versions_that_nobody_read_are_left_out(lab: FilesLab) -> None:
     flow = Flow()
     connector = lab.connector(allow_overwrites="append")
     for i in range(4):  # four versions are numbered, one is left to be read
@@ -89,7 +89,7 @@ def test_al10_versions_that_nobody_read_are_left_out(lab: FilesLab) -> None:
     assert len({row["number"] for row in lab.ledger_rows()}) == 4
 
 
-def test_al10_a_version_that_nobody_listed_is_read_in_place_of_the_one_before(lab: FilesLab) -> None:
+def test_al_10_a_version_that_nobody_listed_is_read_in_place_of_the_one_before(lab: FilesLab) -> None:
     flow = Flow()
     _one(lab, "a.json", 0)
     lab.connector(allow_overwrites="append").inspect()
@@ -105,7 +105,7 @@ def test_al10_a_version_that_nobody_listed_is_read_in_place_of_the_one_before(la
     assert ids(flow) == [1]
 
 
-def test_al11_al19_incremental_listing_goes_on_after_the_last_path(
+def test_al_11_al_19_incremental_listing_goes_on_after_the_last_path(
     lab: FilesLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("connectors.files.ledger._RESUME_OVERLAP", 2)
@@ -131,7 +131,7 @@ def test_al11_al19_incremental_listing_goes_on_after_the_last_path(
         lab.connector(backfill_interval="1 hour")
 
 
-def test_al12_old_files_are_neither_read_nor_remembered(lab: FilesLab) -> None:
+def test_al_12_old_files_are_neither_read_nor_remembered(lab: FilesLab) -> None:
     day_s = 86_400
     options = {"max_file_age": "10 days"}
     _one(lab, "ancient.json", 0, age_s=11 * day_s)
@@ -160,7 +160,7 @@ def test_al12_old_files_are_neither_read_nor_remembered(lab: FilesLab) -> None:
         lab.connector(max_file_age="1 hour")
 
 
-def test_al17_one_dialect_of_globs_and_it_is_strict(lab: FilesLab) -> None:
+def test_al_17_one_dialect_of_globs_and_it_is_strict(lab: FilesLab) -> None:
     for i, name in enumerate(
         ("a/x.json", "a/b/x.json", "c/x.json", "c/y.json", "[a]/x.json", "a*/x.json", "a/z-1.json")
     ):
@@ -264,7 +264,7 @@ def test_ways_of_discovery_exclude_each_other(lab: FilesLab) -> None:
             lab.connector(**options)
 
 
-def test_w21_what_a_ledger_forgot_too_early_is_told(lab: FilesLab) -> None:
+def test_w_21_what_a_ledger_forgot_too_early_is_told(lab: FilesLab) -> None:
     """A table that has to go on below what the ledger remembers stops, and says what to do."""
     for i in (0, 1):
         _one(lab, f"{i}.json", i, age_s=86_400 * (5 - i))

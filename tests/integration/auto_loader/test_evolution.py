@@ -69,7 +69,7 @@ def all_of_it():
 """
 
 
-def test_al34_add_new_columns_is_the_default_and_does_not_fail(lake: Lake) -> None:
+def test_al_34_add_new_columns_is_the_default_and_does_not_fail(lake: Lake) -> None:
     lake.define(reads() + _MORE)
     lake.land("1.json", [{"id": 1, "s": {"x": 1}, "l": [{"k": 1}]}, {"id": 2}])
     lake.run()
@@ -97,7 +97,7 @@ def test_al34_add_new_columns_is_the_default_and_does_not_fail(lake: Lake) -> No
     assert "2.json" in said[0].message
 
 
-def test_al02_schema_history_is_durable_and_says_which_file_changed_it(lake: Lake) -> None:
+def test_al_02_schema_history_is_durable_and_says_which_file_changed_it(lake: Lake) -> None:
     lake.define(reads(max_files_per_trigger=1))
     lake.land("1.json", [{"id": 1}])
     lake.run()
@@ -120,7 +120,7 @@ def test_al02_schema_history_is_durable_and_says_which_file_changed_it(lake: Lak
     assert [("metaData" in actions) for actions in kinds] == [True, False, True, True, True]
 
 
-def test_al34_types_stay_and_mismatches_are_rescued(lake: Lake) -> None:
+def test_al_34_types_stay_and_mismatches_are_rescued(lake: Lake) -> None:
     lake.define(reads())
     lake.land("1.json", [{"id": 1}])
     lake.run()
@@ -135,7 +135,7 @@ def test_al34_types_stay_and_mismatches_are_rescued(lake: Lake) -> None:
     assert rescued[5]["ID"] == 6
 
 
-def test_al34_new_columns_of_csv_have_the_types_of_their_texts(lake: Lake) -> None:
+def test_al_34_new_columns_of_csv_have_the_types_of_their_texts(lake: Lake) -> None:
     lake.define(reads("csv"))
     lake.land("1.csv", "id,name\n1,a\n")
     lake.run()
@@ -148,7 +148,7 @@ def test_al34_new_columns_of_csv_have_the_types_of_their_texts(lake: Lake) -> No
     grows_in_one_commit(lake, "orders")
 
 
-def test_al34_new_columns_of_parquet_have_the_types_of_the_files(lake: Lake) -> None:
+def test_al_34_new_columns_of_parquet_have_the_types_of_the_files(lake: Lake) -> None:
     lake.define(reads("parquet", max_rows_per_batch=2))
     pq.write_table(pa.table({"id": [1], "s": [{"x": 1}]}), lake.inbox / "1.parquet")
     os.utime(lake.inbox / "1.parquet", (1e9, 1e9))
@@ -172,7 +172,7 @@ def test_al34_new_columns_of_parquet_have_the_types_of_the_files(lake: Lake) -> 
     grows_in_one_commit(lake, "orders")
 
 
-def test_al05_databricks_names_of_modes_are_taken_and_wrong_ones_named(lake: Lake) -> None:
+def test_al_05_databricks_names_of_modes_are_taken_and_wrong_ones_named(lake: Lake) -> None:
     lake.define(reads(schema_evolution_mode="failOnNewColumns", schema="id BIGINT"))
     lake.land("1.json", [{"id": 1}])
     lake.run()
@@ -182,7 +182,7 @@ def test_al05_databricks_names_of_modes_are_taken_and_wrong_ones_named(lake: Lak
 
 
 @pytest.mark.parametrize("mode", [{"schema_evolution_mode": "rescue"}, {"schema": "id BIGINT"}])
-def test_al36_al38_rescue_and_none_keep_the_schema_and_every_value(lake: Lake, mode: dict[str, str]) -> None:
+def test_al_36_al_38_rescue_and_none_keep_the_schema_and_every_value(lake: Lake, mode: dict[str, str]) -> None:
     lake.define(reads(**mode))
     lake.land("1.json", [{"id": 1}])
     lake.run()
@@ -193,7 +193,7 @@ def test_al36_al38_rescue_and_none_keep_the_schema_and_every_value(lake: Lake, m
     assert kept == {"b": {"c": 1}, "_file_path": str(lake.inbox / "2.json")}
 
 
-def test_al37_fail_on_new_columns_names_them_and_stays_failed(lake: Lake) -> None:
+def test_al_37_fail_on_new_columns_names_them_and_stays_failed(lake: Lake) -> None:
     lake.define(reads(schema_evolution_mode="fail_on_new_columns", max_files_per_trigger=1))
     lake.land("1.json", [{"id": 1}])
     lake.run()
@@ -209,7 +209,7 @@ def test_al37_fail_on_new_columns_names_them_and_stays_failed(lake: Lake) -> Non
     assert lake.rows("orders", "id", "b") == [(1, None), (2, None), (3, 1)]
 
 
-def test_al35_widening_adds_columns_and_says_that_types_stay(lake: Lake) -> None:
+def test_al_35_widening_adds_columns_and_says_that_types_stay(lake: Lake) -> None:
     lake.define(reads(schema_evolution_mode="addNewColumnsWithTypeWidening"))
     lake.land("1.json", [{"id": 1}])
     lake.run()
@@ -222,7 +222,7 @@ def test_al35_widening_adds_columns_and_says_that_types_stay(lake: Lake) -> None
     assert said[0].level == "WARN"
 
 
-def test_al34_declared_columns_of_a_table_keep_new_ones_in_rescued_data(lake: Lake) -> None:
+def test_al_34_declared_columns_of_a_table_keep_new_ones_in_rescued_data(lake: Lake) -> None:
     declared = """
 @wl.table(schema="id BIGINT, _rescued_data STRING{more}")
 def fixed():
@@ -245,7 +245,7 @@ def fixed():
         lake.run()
 
 
-def test_al34_declared_schema_grows_when_asked_and_partitions_stay(lake: Lake) -> None:
+def test_al_34_declared_schema_grows_when_asked_and_partitions_stay(lake: Lake) -> None:
     lake.define(
         """
 @wl.table(partition_cols=["day"])
@@ -276,7 +276,7 @@ def process(lake: Lake, *words: str, failpoint: str = "") -> subprocess.Complete
     )
 
 
-def test_al34_a_kill_at_every_step_loses_and_doubles_nothing(lake: Lake) -> None:
+def test_al_34_a_kill_at_every_step_loses_and_doubles_nothing(lake: Lake) -> None:
     lake.define(reads(max_files_per_trigger=1) + _MORE)
     lake.land("0.json", [{"id": 1}])
     lake.run()
@@ -298,7 +298,7 @@ def test_al34_a_kill_at_every_step_loses_and_doubles_nothing(lake: Lake) -> None
     grows_in_one_commit(lake, "checked")
 
 
-def test_al34_a_continuous_run_goes_on_with_new_columns(tmp_path: Path) -> None:
+def test_al_34_a_continuous_run_goes_on_with_new_columns(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.define(
         """
@@ -324,7 +324,7 @@ def copied():
     assert project.rows("copied", "id", "b") == [(1, None), (2, "x"), (3, "y")]
 
 
-def test_al34_several_processes_start_again_by_themselves(lake: Lake) -> None:
+def test_al_34_several_processes_start_again_by_themselves(lake: Lake) -> None:
     lake.define(reads(max_files_per_trigger=1))
     lake.land("1.json", [{"id": 1}])
     lake.run()

@@ -61,7 +61,7 @@ def _listed_ms(source: Notified) -> int | None:
     return source.lab.location.open().transaction_version(LISTED)
 
 
-def test_al20_al21_minio_tells_of_objects_through_kafka(
+def test_al_20_al_21_minio_tells_of_objects_through_kafka(
     tmp_path: Path, minio_that_tells: s3.MinIO, apache_kafka: kafka.KafkaCluster, topic: str
 ) -> None:
     options = {"notification_topic": topic, "notification_bootstrap_servers": apache_kafka.bootstrap_servers}
@@ -88,7 +88,7 @@ def test_al20_al21_minio_tells_of_objects_through_kafka(
     assert _listed_ms(source) == listed_ms  # and nothing was listed again
 
 
-def test_al21_strange_events_do_no_harm(heard: Notified, caplog: pytest.LogCaptureFixture) -> None:
+def test_al_21_strange_events_do_no_harm(heard: Notified, caplog: pytest.LogCaptureFixture) -> None:
     servers, topic = heard.options["notification_bootstrap_servers"], heard.options["notification_topic"]
     flow = Flow()
     heard.put("in/0.json", 0)
@@ -107,7 +107,7 @@ def test_al21_strange_events_do_no_harm(heard: Notified, caplog: pytest.LogCaptu
 
 
 @pytest.mark.kills
-def test_al21_a_crash_between_hearing_and_recording_loses_and_doubles_nothing(heard: Notified) -> None:
+def test_al_21_a_crash_between_hearing_and_recording_loses_and_doubles_nothing(heard: Notified) -> None:
     servers, topic = heard.options["notification_bootstrap_servers"], heard.options["notification_topic"]
     flow, rows = Flow(), []
     heard.put("in/0.json", 0)
@@ -120,7 +120,7 @@ def test_al21_a_crash_between_hearing_and_recording_loses_and_doubles_nothing(he
     assert _rows(heard, flow) == []
 
 
-def test_al20_a_topic_that_cannot_tell_is_replaced_by_a_listing(
+def test_al_20_a_topic_that_cannot_tell_is_replaced_by_a_listing(
     heard: Notified, apache_kafka: kafka.KafkaCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     servers, topic = heard.options["notification_bootstrap_servers"], heard.options["notification_topic"]
@@ -184,7 +184,7 @@ def _waiting(source: Notified) -> int:
 
 
 @pytest.mark.kills
-def test_al31_an_sqs_queue_tells_of_objects(
+def test_al_22_al_31_an_sqs_queue_tells_of_objects(
     queued: Notified, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow = Flow()

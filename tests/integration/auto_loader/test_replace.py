@@ -63,7 +63,7 @@ def _check_history(project: Project) -> None:
 
 
 @pytest.mark.kills
-def test_al10_w21_replace_is_exact_through_kills(project: Project) -> None:
+def test_al_10_w_21_replace_is_exact_through_kills(project: Project) -> None:
     _land(project, "a.json", 1, 100)
     _land(project, "b.json", 1, 10)
     project.run()
@@ -91,7 +91,7 @@ def test_al10_w21_replace_is_exact_through_kills(project: Project) -> None:
     _check_history(project)
 
 
-def test_al10_a_new_version_may_bring_a_new_column(project: Project) -> None:
+def test_al_10_a_new_version_may_bring_a_new_column(project: Project) -> None:
     project.define(
         """
 @wl.table
@@ -108,7 +108,7 @@ def landed():
     assert project.rows("landed", "id", "extra") == [(3, None), (4, "x")]
 
 
-def test_al10_a_table_must_name_the_files_whose_rows_it_replaces(project: Project) -> None:
+def test_al_10_a_table_must_name_the_files_whose_rows_it_replaces(project: Project) -> None:
     _land(project, "a.json", 1, 1)
     for columns in ("", '.with_columns(file_path="1")'):
         project.define(

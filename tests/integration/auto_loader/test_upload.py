@@ -37,7 +37,7 @@ def upload(lake: Lake, *files: Path, table: str = "t", **options: Any) -> Upload
     return Upload(lake.spec(), table, files, UploadOptions(**options)).run()
 
 
-def test_c01_create_append_and_overwrite(lake: Lake) -> None:
+def test_c_01_create_append_and_overwrite(lake: Lake) -> None:
     first = lake.land("1.csv", "id,name,amount\n1,a,1.5\n2,b,\n")
     more = lake.land("2.tsv", "id\tname\tamount\n3\tc\t2\n")
     assert upload(lake, first) == UploadReceipt(version=0, rows=2)
@@ -57,7 +57,7 @@ def test_c01_create_append_and_overwrite(lake: Lake) -> None:
         upload(lake, other, table="none", mode="append")
 
 
-def test_c01_the_same_upload_is_done_once_unless_forced(lake: Lake) -> None:
+def test_c_01_the_same_upload_is_done_once_unless_forced(lake: Lake) -> None:
     file = lake.land("1.csv", "id\n1\n")
     upload(lake, file)
     assert upload(lake, file) == UploadReceipt(version=0, rows=0, was_there=True)
@@ -68,7 +68,7 @@ def test_c01_the_same_upload_is_done_once_unless_forced(lake: Lake) -> None:
     assert lake.rows("t", "id") == [1, 1, 1, 2]
 
 
-def test_c01_columns_are_edited_before_they_are_made(lake: Lake) -> None:
+def test_c_01_columns_are_edited_before_they_are_made(lake: Lake) -> None:
     file = lake.land("1.csv", "id,zip,junk\n1,07001,x\n2,10115,y\n")
     options = UploadOptions(types={"id": "STRING", "late": "DOUBLE"}, renames={"zip": "postcode"}, excludes=("junk",))
     work = Upload(lake.spec(), "t", [file], options)
@@ -80,7 +80,7 @@ def test_c01_columns_are_edited_before_they_are_made(lake: Lake) -> None:
         upload(lake, file, renames={"postcode": "zip"})
 
 
-def test_c01_preview_shows_fifty_rows_and_files_are_merged(lake: Lake) -> None:
+def test_c_01_preview_shows_fifty_rows_and_files_are_merged(lake: Lake) -> None:
     pq.write_table(pa.table({"id": range(60), "a": range(60)}), lake.inbox / "1.parquet")
     pq.write_table(pa.table({"id": [60], "b": ["x"]}), lake.inbox / "2.parquet")
     work = Upload(lake.spec(), "t", [lake.inbox / "1.parquet", lake.inbox / "2.parquet"], UploadOptions())
@@ -89,7 +89,7 @@ def test_c01_preview_shows_fifty_rows_and_files_are_merged(lake: Lake) -> None:
     assert lake.columns("t") == {"id": "int64", "a": "int64", "b": "string"}
 
 
-def test_c01_rows_that_do_not_fit_stop_it_or_are_kept(lake: Lake) -> None:
+def test_c_01_rows_that_do_not_fit_stop_it_or_are_kept(lake: Lake) -> None:
     good = lake.land("1.csv", "id\n1\n")
     bad = lake.land("2.csv", "id\n2\nx\ny\n")
     upload(lake, good)
@@ -106,7 +106,7 @@ def test_c01_rows_that_do_not_fit_stop_it_or_are_kept(lake: Lake) -> None:
         upload(lake, lake.land("3.csv", "id,more\n1,2\n"), mode="append")
 
 
-def test_c01_limits_formats_and_tables_of_flows(lake: Lake) -> None:
+def test_c_01_limits_formats_and_tables_of_flows(lake: Lake) -> None:
     file = lake.land("1.csv", "id\n1\n")
     with pytest.raises(UsageError, match=r"11 files.*1 to 10.*--max-files"):
         upload(lake, *[file] * 11)
@@ -122,7 +122,7 @@ def test_c01_limits_formats_and_tables_of_flows(lake: Lake) -> None:
     refuse_owned(lake.spec(), "t")
 
 
-def test_c01_onto_disks_and_object_stores(tmp_path: Path, lake_storage: LakeStorage) -> None:
+def test_c_01_onto_disks_and_object_stores(tmp_path: Path, lake_storage: LakeStorage) -> None:
     lake = Lake(tmp_path, storage=lake_storage.uri, storage_options=lake_storage.storage_options)
     lake.define("")
     file = lake.land("1.json", [{"id": 1}])
@@ -131,7 +131,7 @@ def test_c01_onto_disks_and_object_stores(tmp_path: Path, lake_storage: LakeStor
     assert lake.rows("t", "id") == [1]
 
 
-def test_c01_a_kill_leaves_all_or_nothing(lake: Lake) -> None:
+def test_c_01_a_kill_leaves_all_or_nothing(lake: Lake) -> None:
     file = lake.land("1.csv", "id\n1\n")
 
     def killed(failpoint: str) -> None:
