@@ -24,6 +24,7 @@ import psycopg2
 from connectors.postgres.client import connect_replication, format_lsn, postgres_errors, send_flush
 from connectors.postgres.pgoutput import Relation, RelationRows, parse_relation, truncate_message
 from connectors.postgres.settings import PostgresSettings
+from waxlake.stream.engine import quote_name
 from waxlake.stream.errors import InternalError, TransientError, WaxlakeError, shorten
 from waxlake.stream.failpoints import failpoint
 
@@ -95,7 +96,7 @@ class ChangeStream:
             SourceMoved: ``POSTGRES_SLOT_LOST``. Not retryable.
         """
         self._connection = connect_replication(self._settings.dsn.get_secret_value())
-        names = ",".join('"' + name.replace('"', '""') + '"' for name in self._publications).replace("'", "''")
+        names = ",".join(map(quote_name, self._publications)).replace("'", "''")
         command = (
             f'START_REPLICATION SLOT "{self._settings.slot}" LOGICAL {format_lsn(self._position)} '
             f"(proto_version '1', publication_names '{names}')"

@@ -14,6 +14,7 @@ import pyarrow as pa
 from connectors.query.settings import QuerySettings
 from connectors.query.values import Cursor
 from waxlake.stream.ddl import parse_ddl
+from waxlake.stream.engine import quote_name
 from waxlake.stream.errors import TerminalError, TransientError, UsageError, WaxlakeError, shorten
 from waxlake.stream.schema import delta_schema
 from waxlake.stream.settings import nearest
@@ -346,7 +347,7 @@ def _after(columns: Sequence[Any], values: Row) -> Any:
 
 
 def _quoted(table: str | None) -> str:
-    return ".".join('"' + part.replace('"', '""') + '"' for part in str(table).split("."))
+    return ".".join(map(quote_name, str(table).split(".")))
 
 
 def _arrow_type(kind: Any, dialect: str) -> pa.DataType:

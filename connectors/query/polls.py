@@ -20,6 +20,7 @@ from connectors.query.ledger import Poll, QueryLedger, Window
 from connectors.query.settings import QuerySettings
 from connectors.query.values import Cursor, encode_cursor, fingerprints, look_back, to_table
 from waxlake.stream.clock import utc_now
+from waxlake.stream.engine import select_list
 from waxlake.stream.errors import TerminalError
 
 __all__ = ["Draft", "Polls"]
@@ -337,7 +338,7 @@ def _missing(known: pa.Table, present: pa.Table, key: Sequence[str], connection:
     connection.register("known", known)
     connection.register("present", present)
     try:
-        names = ", ".join('"' + name.replace('"', '""') + '"' for name in key)
+        names = select_list(key)
         found: Any = connection.sql(f"SELECT {names} FROM known EXCEPT SELECT {names} FROM present")
         return found.to_arrow_table()
     finally:

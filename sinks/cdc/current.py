@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sinks.cdc.outcome import FILE, KEY, ROW, Outcome, counts_by_flow
-from sinks.cdc.rules import DELETED, FLOW, KIND, SEQUENCE, UNSET, UPSERTED, TargetShape, columns_sql, quoted, text_sql
+from sinks.cdc.rules import DELETED, FLOW, KIND, SEQUENCE, UNSET, UPSERTED, TargetShape
+from waxlake.stream.engine import quote_name, quote_text, select_list
 
 __all__ = ["CurrentInputs", "apply_current"]
 
@@ -116,7 +117,7 @@ class _CurrentMerge:
             return f"SELECT {columns} FROM changes c WHERE {UNSET} IS NULL AND {rest}"
         if pc.count_distinct(self._changes.column(KEY)).as_py() == len(self._changes):
             return f"SELECT {columns} FROM changes"
-        order = ", ".join(f"{quoted(name)} DESC NULLS LAST" for name in self._shape.values)
+        order = ", ".join(f"{quote_name(name)} DESC NULLS LAST" for name in self._shape.values)
         return (
             f"SELECT {columns} FROM changes QUALIFY row_number() OVER (PARTITION BY {KEY} "
             f"ORDER BY {SEQUENCE} DESC, {KIND} DESC{', ' + order if order else ''}) = 1"
@@ -129,8 +130,8 @@ class _CurrentMerge:
             return ties.column("e").combine_chunks()
         content = self._inputs.content(ties.column("p").combine_chunks()).append_column("e", ties.column("e"))
         self._session.register("content", content)
-        names = columns_sql(values)
-        order = ", ".join(f"{quoted(name)} DESC NULLS LAST" for name in values)
+        names = select_list(values)
+        order = ", ".join(f"{quote_name(name)} DESC NULLS LAST" for name in values)
         lost: pa.Table = self._session.sql(f"""
             SELECT e FROM (
                 SELECT e, 0 AS is_change, {names} FROM content
@@ -187,7 +188,7 @@ class _CurrentMerge:
     def _fold(self) -> str:
         """Return SQL that folds all parts of the complex keys; a part sets a column to a value at a sequence."""
         shape = self._shape
-        values = [(f"p{i}", quoted(name), text_sql(name)) for i, name in enumerate(shape.values)]
+        values = [(f"p{i}", quote_name(name), quote_text(name)) for i, name in enumerate(shape.values)]
         of_change = "".join(
             f", CASE WHEN NOT coalesce(list_contains({UNSET}, {text}), false) "
             f"THEN {{'seq': {SEQUENCE}, 'known': {column} IS NOT NULL, 'value': {column}}} END AS {part}"
@@ -220,7 +221,7 @@ class _CurrentMerge:
         same = " AND ".join(
             f"f.{name} IS NOT DISTINCT FROM h.{name}" for name in (*(c for _, c, _ in values), SEQUENCE, UNSET)
         )
-        keys = columns_sql(shape.keys)
+        keys = select_list(shape.keys)
         return f"""
             WITH floor AS (SELECT max({SEQUENCE}) AS seq FROM truncates),
             own AS (SELECT *{own} FROM held),

@@ -25,10 +25,8 @@ from sinks.cdc.rules import (
     UNSET,
     UPSERTED,
     TargetShape,
-    columns_sql,
-    quoted,
-    text_sql,
 )
+from waxlake.stream.engine import quote_name, quote_text, select_list
 
 __all__ = ["HistoryInputs", "apply_history"]
 
@@ -99,16 +97,18 @@ class _HistorySql:
     def __init__(self, shape: TargetShape) -> None:
         self._shape = shape
         self._values = shape.values
-        self._keys = columns_sql(shape.keys)
+        self._keys = select_list(shape.keys)
 
     def marked(self) -> str:
         """Every change of the keys in order, with the number of the version it belongs to."""
         differs = (
-            " OR ".join(f"{quoted(c)} IS DISTINCT FROM lag({quoted(c)}) OVER by_key" for c in self._shape.tracked)
+            " OR ".join(
+                f"{quote_name(c)} IS DISTINCT FROM lag({quote_name(c)}) OVER by_key" for c in self._shape.tracked
+            )
             or "false"
         )
         opens = f"({KIND} = {DELETED} OR lag({KIND}) OVER by_key IS DISTINCT FROM {UPSERTED} OR {differs})"
-        values = _list(columns_sql(self._values))
+        values = _list(select_list(self._values))
         return f"""
             WITH {self._collapsed()},
             opened AS (
@@ -122,11 +122,11 @@ class _HistorySql:
 
     def versions(self) -> str:
         """The rows of the target that the changes give."""
-        values = _list(columns_sql(self._values))
+        values = _list(select_list(self._values))
         unset = "NULL::VARCHAR[]"
         if self._shape.is_partial:
             parts = [
-                f"CASE WHEN bool_and(list_contains(unset, {text_sql(c)})) OVER span THEN {text_sql(c)} END"
+                f"CASE WHEN bool_and(list_contains(unset, {quote_text(c)})) OVER span THEN {quote_text(c)} END"
                 for c in self._values
             ]
             unset = f"list_filter([{', '.join(parts)}]::VARCHAR[], lambda x: x IS NOT NULL)"
@@ -147,7 +147,7 @@ class _HistorySql:
 
     def same(self) -> str:
         """The stored rows that stay as they are."""
-        names = [*(quoted(c) for c in self._values), END_AT, *([UNSET] if self._shape.is_partial else [])]
+        names = [*(quote_name(c) for c in self._values), END_AT, *([UNSET] if self._shape.is_partial else [])]
         equal = " AND ".join(f"s.{name} IS NOT DISTINCT FROM v.{name}" for name in names)
         return f"""
             SELECT s.{FILE}, s.{ROW}, s.{KEY}, s.{START_AT}
@@ -158,7 +158,7 @@ class _HistorySql:
     def new_rows(self) -> str:
         """The versions that are not stored yet, with the file of the row they replace, if any."""
         unset = f", v.{UNSET}" if self._shape.is_partial else ""
-        names = columns_sql([*self._shape.names, START_AT, END_AT], "v.")
+        names = select_list([*self._shape.names, START_AT, END_AT], "v.")
         return f"""
             WITH places AS (SELECT {KEY}, max({FILE}) AS {FILE} FROM stored ANTI JOIN same USING ({FILE}, {ROW}) GROUP BY {KEY})
             SELECT {names}{unset}, p.{FILE}, v.{FLOW}
@@ -172,12 +172,12 @@ class _HistorySql:
 
         One that is in the state already is written anew: a change of the same sequence may have made it another one.
         """
-        values = _list(columns_sql(self._values, "m."))
+        values = _list(select_list(self._values, "m."))
         return f"""
             WITH crowded AS (
                 SELECT {KEY}, version FROM marked WHERE {KIND} = {UPSERTED} GROUP BY ALL HAVING count(*) > 1
             )
-            SELECT {columns_sql(self._shape.keys, "n.")}{values}, m.{SEQUENCE}, m.{KIND},
+            SELECT {select_list(self._shape.keys, "n.")}{values}, m.{SEQUENCE}, m.{KIND},
                    CASE WHEN len(m.unset) > 0 THEN m.unset END AS {UNSET}
             FROM marked m JOIN keys n ON n.{KEY} = m.{KEY} LEFT JOIN crowded c ON c.{KEY} = m.{KEY} AND c.version = m.version
             WHERE (m.{KIND} = {DELETED} AND NOT m.ends_version AND m.origin <> {_TRUNCATE}) OR c.{KEY} IS NOT NULL
@@ -189,8 +189,8 @@ class _HistorySql:
         """CTEs from the sources of changes to ``whole``: one change a key and sequence, every value filled in."""
         if self._shape.is_partial:
             return self._partial()
-        values = _list(columns_sql(self._values))
-        order = "".join(f", {quoted(c)} DESC NULLS LAST" for c in self._values)
+        values = _list(select_list(self._values))
+        order = "".join(f", {quote_name(c)} DESC NULLS LAST" for c in self._values)
         return f"""
             every AS ({self._every(self._values)}),
             whole AS (
@@ -200,7 +200,7 @@ class _HistorySql:
         """
 
     def _partial(self) -> str:
-        parts = [(f"p{i}", quoted(c), text_sql(c)) for i, c in enumerate(self._values)]
+        parts = [(f"p{i}", quote_name(c), quote_text(c)) for i, c in enumerate(self._values)]
         best = "".join(f", max({part}) FILTER ({KIND} = {UPSERTED}) AS {part}" for part, _, _ in parts)
         split = "".join(
             f", CASE WHEN NOT coalesce(list_contains({UNSET}, {text}), false) "
@@ -233,8 +233,8 @@ class _HistorySql:
 
     def _every(self, columns: Sequence[str]) -> str:
         """SQL for every change of the keys, wherever it is known from; a stored opener gives way to its own record."""
-        names = _list(columns_sql(columns))
-        nulls = "".join(f", NULL AS {quoted(name)}" for name in columns)
+        names = _list(select_list(columns))
+        nulls = "".join(f", NULL AS {quote_name(name)}" for name in columns)
         return f"""
             SELECT {KEY}, {SEQUENCE}, {KIND}, {_CHANGE} AS origin, {FLOW}{names} FROM changes
             UNION ALL SELECT {KEY}, {SEQUENCE}, {KIND}, {_STATE}, NULL{names} FROM state t

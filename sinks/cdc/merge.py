@@ -26,14 +26,13 @@ from sinks.cdc.rules import (
     TRUNCATED,
     UNSET,
     TargetShape,
-    columns_sql,
-    open_session,
 )
 from sinks.cdc.state import EventState
 from sinks.cdc.stored import FileReader, may_hold
 from sinks.delta.files import StoredFile, stored_files
 from sinks.delta.parquet import DataFileWriter
 from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.engine import open_session, select_list
 from waxlake.stream.schema import no_rows
 
 __all__ = ["Merged", "Merger"]
@@ -159,7 +158,7 @@ class Merger:
     def _named(self, keys: pa.Table, index: KeyIndex) -> pa.Table:
         """Return each key once, with its number."""
         self.session.register("every_key", keys.append_column(KEY, index.ids))
-        columns = columns_sql(self.shape.keys)
+        columns = select_list(self.shape.keys)
         named: pa.Table = self.session.sql(f"SELECT DISTINCT {KEY}, {columns} FROM every_key").to_arrow_table()
         return named
 

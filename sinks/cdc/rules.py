@@ -7,7 +7,6 @@ are. ``docs/auto-cdc.md`` says what each rule means.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waxlake.stream.changes import UNCHANGED_COLUMNS
+from waxlake.stream.engine import open_session, quote_name, quote_text
 from waxlake.stream.errors import SchemaError, UserError
 from waxlake.stream.schema import cast_exact, delta_schema, no_rows
 from waxlake.stream.settings import nearest
@@ -34,9 +34,6 @@ __all__ = [
     "BoundRules",
     "ChangeRules",
     "TargetShape",
-    "columns_sql",
-    "open_session",
-    "quoted",
 ]
 
 START_AT: Final = "__START_AT"
@@ -48,36 +45,6 @@ UNSET: Final = "__waxlake_unset"
 FLOW: Final = "__waxlake_flow"
 UPSERTED, DELETED, TRUNCATED = 0, 1, 2
 _STRUCT = re.compile(r"^\s*struct\s*\((.*)\)\s*$", re.IGNORECASE | re.DOTALL)
-
-
-def quoted(name: str) -> str:
-    """Return a SQL identifier for a column name."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def columns_sql(names: Sequence[str], prefix: str = "") -> str:
-    """Return column names for a SELECT list."""
-    return ", ".join(prefix + quoted(name) for name in names)
-
-
-def text_sql(value: str) -> str:
-    """Return a SQL string literal."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-_database: duckdb.DuckDBPyConnection | None = None
-_database_lock = threading.Lock()
-
-
-def open_session() -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB session for merges on one in-memory database of the process: UTC, no files, no network."""
-    global _database
-    with _database_lock:
-        if _database is None:
-            _database = duckdb.connect(config={"enable_external_access": False})
-        session = _database.cursor()
-    session.execute("SET TimeZone = 'UTC'")
-    return session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +85,7 @@ class ChangeRules:
 
     def key_condition(self) -> str:
         """Return the SQL condition of a change whose key is whole."""
-        whole = " AND ".join(f"{quoted(key)} IS NOT NULL" for key in self.keys)
+        whole = " AND ".join(f"{quote_name(key)} IS NOT NULL" for key in self.keys)
         return (
             f"({whole}) OR coalesce(({self.apply_as_truncates})::BOOLEAN, false)" if self.apply_as_truncates else whole
         )
@@ -128,7 +95,7 @@ class ChangeRules:
         found = _STRUCT.match(self.sequence_by)
         parts = _struct_parts(found[1]) if found else None
         return (
-            " AND ".join(f"{quoted(part)} IS NOT NULL" for part in parts)
+            " AND ".join(f"{quote_name(part)} IS NOT NULL" for part in parts)
             if parts
             else f"({self.sequence_by}) IS NOT NULL"
         )
@@ -251,7 +218,7 @@ def sequence_sql(text: str) -> str:
     parts = _struct_parts(found[1]) if found else None
     if parts is None:
         return f"({text})"
-    return "{" + ", ".join(f"{text_sql(part)}: {quoted(part)}" for part in parts) + "}"
+    return "{" + ", ".join(f"{quote_text(part)}: {quote_name(part)}" for part in parts) + "}"
 
 
 def _struct_parts(text: str) -> list[str] | None:
@@ -455,7 +422,7 @@ class BoundRules:
         parts = []
         values = self.shape.values
         if UNCHANGED_COLUMNS in self.source.names:
-            known = ", ".join(map(text_sql, values))
+            known = ", ".join(map(quote_text, values))
             parts.append(
                 f"list_filter(coalesce({UNCHANGED_COLUMNS}, []), lambda x: x IN ({known}))" if values else "[]"
             )
@@ -463,7 +430,7 @@ class BoundRules:
         named: Sequence[str] = values if isinstance(ignoring, bool) and ignoring else ignoring or ()
         names = [n for n in values if n in named and n not in self.rules.ignore_null_updates_except]
         if names:
-            cases = ", ".join(f"CASE WHEN {quoted(n)} IS NULL THEN {text_sql(n)} END" for n in names)
+            cases = ", ".join(f"CASE WHEN {quote_name(n)} IS NULL THEN {quote_text(n)} END" for n in names)
             parts.append(f"list_filter([{cases}], lambda x: x IS NOT NULL)")
         if not parts:
             return "NULL::VARCHAR[]"

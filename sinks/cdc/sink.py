@@ -14,11 +14,12 @@ import duckdb
 import pyarrow as pa
 
 from sinks.cdc.merge import Merged, Merger
-from sinks.cdc.rules import END_AT, START_AT, BoundRules, ChangeRules, TargetShape, open_session
+from sinks.cdc.rules import END_AT, START_AT, BoundRules, ChangeRules, TargetShape
 from sinks.cdc.state import DEFAULT_RETENTION, STATE_APP_ID, EventState
 from sinks.delta.protocol import Committer
 from sinks.delta.sink import DeltaSink, Output, TableWriter
 from waxlake.stream.batch import MicroBatch
+from waxlake.stream.engine import open_session
 from waxlake.stream.errors import UsageError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import cast_exact, delta_schema

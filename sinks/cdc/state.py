@@ -26,6 +26,7 @@ from sinks.cdc.keys import KeyIndex
 from sinks.cdc.rules import KIND, SEQUENCE, TRUNCATED, UNSET, TargetShape
 from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.engine import open_session, select_list
 from waxlake.stream.errors import TerminalError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import no_rows
@@ -171,12 +172,10 @@ class EventState:
             pc.greater_equal(everything.column(RECORDED_AT), _stamp(now - self.retention)),
             pc.equal(everything.column(KIND), TRUNCATED),
         )
-        from sinks.cdc.rules import columns_sql, open_session
-
         session = open_session()
         try:
             session.register("events", everything.filter(is_kept))
-            names = columns_sql([name for name in self.schema.names if name != RECORDED_AT])
+            names = select_list([name for name in self.schema.names if name != RECORDED_AT])
             text = f"SELECT {names}, max({RECORDED_AT}) AS {RECORDED_AT} FROM events GROUP BY {names}"
             return _fitted(session.sql(text).to_arrow_table(), self.schema)
         finally:

@@ -30,8 +30,6 @@ from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name, resolve_path
 from waxlake.pipeline.replaced_files import check_replaced_files
 from waxlake.pipeline.sql import (
     StaticTables,
-    connect,
-    quote_name,
     run_query,
     sql_refused,
     static_alias,
@@ -42,6 +40,7 @@ from waxlake.pipeline.tables import EmptyTables
 from waxlake.pipeline.transform import Outcome, Transform, mentioned
 from waxlake.stream.changes import UNCHANGED_COLUMNS
 from waxlake.stream.delta_table import TableLocation, arrow_schema
+from waxlake.stream.engine import open_session, quote_name
 from waxlake.stream.errors import DefinitionError
 from waxlake.stream.growth import merged_type
 from waxlake.stream.schema import compare_schemas, delta_schema, no_rows
@@ -155,7 +154,7 @@ def _gathered(outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
 
 def _base_rows(read: Read, tables: StaticTables, flow: Flow) -> pa.Table:
     """Return the rows a batch query starts from."""
-    connection = connect()
+    connection = open_session()
     try:
         if isinstance(read, TableRead):
             connection.register(static_alias(read.name), tables(read.name))

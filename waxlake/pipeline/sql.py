@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from waxlake.stream.engine import open_session
 from waxlake.stream.errors import DefinitionError, UserError, shorten
 
 __all__ = [
     "STREAM",
     "StaticTables",
-    "connect",
-    "quote_name",
     "referenced_tables",
     "register_tables",
     "run_query",
@@ -35,26 +33,6 @@ STREAM = "stream"
 
 StaticTables = Callable[[str], Any]
 """Returns the Arrow table or dataset behind a name, as it is now."""
-
-
-def quote_name(name: str) -> str:
-    """Return a SQL identifier for a column or table name."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-_database: duckdb.DuckDBPyConnection | None = None
-_database_lock = threading.Lock()
-
-
-def connect() -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB session of its own on this process's one in-memory database: UTC, no files, no network."""
-    global _database
-    with _database_lock:
-        if _database is None:
-            _database = duckdb.connect(config={"enable_external_access": False})
-        session = _database.cursor()
-    session.execute("SET TimeZone = 'UTC'")
-    return session
 
 
 def run_query(connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:
@@ -175,7 +153,7 @@ def referenced_tables(text: str, where: str) -> set[str]:
     Raises:
         DefinitionError: The text is not one SELECT. Not retryable.
     """
-    row = connect().execute("SELECT json_serialize_sql(?)", [text]).fetchone()
+    row = open_session().execute("SELECT json_serialize_sql(?)", [text]).fetchone()
     parsed: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
     if parsed.get("error"):
         raise DefinitionError(

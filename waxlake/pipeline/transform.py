@@ -31,8 +31,6 @@ from waxlake.pipeline.expectations import FAILED_RULES, judge, verdict_column
 from waxlake.pipeline.sql import (
     STREAM,
     StaticTables,
-    connect,
-    quote_name,
     register_tables,
     run_query,
     sql_failed,
@@ -41,6 +39,7 @@ from waxlake.pipeline.sql import (
     without_columns,
 )
 from waxlake.stream.batch import RuleCount
+from waxlake.stream.engine import open_session, quote_name
 from waxlake.stream.errors import DefinitionError, WaxlakeError
 from waxlake.stream.schema import cast_exact, delta_schema, no_rows
 from waxlake.stream.settings import nearest
@@ -154,7 +153,7 @@ class Transform:
             DefinitionError: An unknown column or function, a type error; names the step's file and line. Not retryable.
         """
         _Compiler(self).run()
-        connection = connect()
+        connection = open_session()
         table, _, _ = self._staged(self.source, self.tables, connection)
         names = [n for n in table.column_names if not n.startswith("__rule_")]
         made = delta_schema(table.select(names).schema)
@@ -197,7 +196,7 @@ class Transform:
         """
         thread = threading.get_ident()
         if thread not in self._connections:
-            self._connections[thread] = connect()
+            self._connections[thread] = open_session()
         return self._connections[thread]
 
     def _check_declared(self, made: pa.Schema) -> None:
@@ -276,7 +275,7 @@ class _Compiler:
 
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
-        self._connection = connect()
+        self._connection = open_session()
         self._text: str | None = None
         self._input = transform.source
         self._now = transform.source

@@ -1,0 +1,46 @@
+"""DuckDB as every floor uses it: sessions on the one database of the process, and names and texts in SQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["open_session", "quote_name", "quote_text", "select_list"]
+
+_database: duckdb.DuckDBPyConnection | None = None
+_database_lock = threading.Lock()
+
+
+def open_session() -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB session of its own on this process's one in-memory database: UTC, no files, no network.
+
+    For one thread; to be closed by whoever opened it. A session is cheap, a database is not.
+    """
+    import duckdb
+
+    global _database
+    with _database_lock:
+        if _database is None:
+            _database = duckdb.connect(config={"enable_external_access": False})
+        session = _database.cursor()
+    session.execute("SET TimeZone = 'UTC'")
+    return session
+
+
+def quote_name(name: str) -> str:
+    """Return a SQL identifier for a column or table name."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_text(value: str) -> str:
+    """Return a SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def select_list(names: Sequence[str], prefix: str = "") -> str:
+    """Return column names for a SELECT list, each after ``prefix``, as ``t.``."""
+    return ", ".join(prefix + quote_name(name) for name in names)
