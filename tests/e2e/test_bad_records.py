@@ -168,7 +168,7 @@ def test_file_that_is_gone_before_it_was_read(project: Project) -> None:
     assert project.waxlake("run", WAXLAKE_FAILPOINT="files-written:1").code < 0
     gone.unlink()
 
-    project.waxlake("run").refused("FILE_GONE", str(gone), "on_data_loss='skip'")
+    project.waxlake("run").refused("FILE_GONE", str(gone), "ignore_missing_files=True")
     assert project.rows("orders", "id") == [1]
 
     project.define(FILES.format(format="json", ddl="id BIGINT").replace("schema=", 'on_data_loss="skip", schema='))

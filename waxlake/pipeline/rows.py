@@ -44,7 +44,7 @@ def _special(value: Any) -> str:
 
 
 def text_of(value: Any) -> str:
-    """Return a cell for people, on one line; long ones are cut."""
+    """Return a cell for people, on one line; long ones are cut in the middle."""
     if value is None:
         return "NULL"
     if isinstance(value, bool):
@@ -55,7 +55,8 @@ def text_of(value: Any) -> str:
         return repr(value)
     text = value if isinstance(value, str) else json_line(value).strip('"')
     text = " ".join(text.split("\n"))
-    return text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"
+    half = _CELL_WIDTH // 2
+    return text if len(text) <= _CELL_WIDTH else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def size_text(size_bytes: int | None) -> str:

@@ -17,6 +17,8 @@ __all__ = [
     "FILES_FAILPOINTS",
     "MERGE_FAILPOINTS",
     "REFRESH_FAILPOINTS",
+    "SCHEMA_FAILPOINTS",
+    "UPLOAD_FAILPOINTS",
     "failpoint",
 ]
 
@@ -25,10 +27,6 @@ FAILPOINTS: Final = (
     "committed",  # the primary commit is durable, nobody was told
     "between-tables",  # one table of a shared source has committed, the next has not
     "ledger-write",  # new files were found, the ledger commit is about to happen
-    "upload-written",  # the rows of an upload are in data files, no commit names them
-    "upload-committed",  # an upload is in the table, nobody was told
-    "schema-found",  # a new column was seen, the schema history does not hold it yet
-    "schema-stored",  # the schema history holds it, no row of it was emitted
     "ledger-written",  # the ledger holds the new files, no row of them was emitted
     "quarantine-written",  # quarantine files are written, the primary commit is not
     "quarantine-pending",  # the primary commit is durable, the quarantine commit is not
@@ -57,6 +55,16 @@ DATABASE_FAILPOINTS: Final = (
     "piece-read",  # a piece of a large transaction is about to be emitted, the rest of it was not read
     "confirm",  # every table holds what the source is about to be told to forget
     "confirmed",  # the source was told
+)
+
+SCHEMA_FAILPOINTS: Final = (
+    "schema-found",  # a new column was seen, the schema history does not hold it yet
+    "schema-stored",  # the schema history holds it, no row of it was emitted
+)
+
+UPLOAD_FAILPOINTS: Final = (
+    "upload-written",  # the rows of an upload are in data files, no commit names them
+    "upload-committed",  # an upload is in the table, nobody was told
 )
 
 REFRESH_FAILPOINTS: Final = (
