@@ -1,12 +1,9 @@
-"""Connections to PostgreSQL: made with fixed session settings, their errors mapped to ours. The one place that knows psycopg2."""
+"""Connections to PostgreSQL: made with fixed session settings, their errors mapped to ours."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import re
-import struct
-import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,7 +14,15 @@ from psycopg2.extras import LogicalReplicationConnection
 from connectors.postgres.types import SESSION
 from waxlake.stream.errors import ExternalError, SourceMoved, TerminalError, TransientError, UsageError, shorten
 
-__all__ = ["connect", "connect_replication", "format_lsn", "parse_lsn", "postgres_errors", "send_flush", "server_label"]
+__all__ = [
+    "connect",
+    "connect_replication",
+    "format_lsn",
+    "mapped_error",
+    "parse_lsn",
+    "postgres_errors",
+    "server_label",
+]
 
 _CONNECT_TIMEOUT_S: Final = 10
 _TRANSIENT: Final = re.compile(r"08...|57P0[1-5]|53...|40001|40P01|XX000|25P0[23]|55P03")
@@ -33,8 +38,6 @@ _AWAY: Final = re.compile(
 _LOST: Final = re.compile(
     r"has already been removed|can no longer (get|be)|invalidated|replication slot .* does not exist", re.I
 )
-_STATUS: Final = struct.Struct(">cqqqqb")
-_EPOCH_2000_S: Final = 946_684_800
 
 
 def format_lsn(lsn: int) -> str:
@@ -117,12 +120,17 @@ def postgres_errors(what: str) -> Iterator[None]:
     try:
         yield
     except psycopg2.Error as exc:
-        raise _mapped(what, exc) from exc
+        raise mapped_error(what, exc.pgcode or "", " ".join(str(exc).split())) from exc
 
 
-def _mapped(what: str, exc: psycopg2.Error) -> ExternalError:
-    state = exc.pgcode or ""
-    text = " ".join(str(exc).split())
+def mapped_error(what: str, state: str, text: str) -> ExternalError:
+    """Return our error for one of the server or of libpq.
+
+    Args:
+        what: What failed, after "cannot".
+        state: SQLSTATE; empty if there is none.
+        text: What was said, in one line.
+    """
     said, what = shorten(text, 300), f"cannot {what}"
     if state == "55006" or "is active for PID" in text:
         return TransientError(
@@ -154,33 +162,3 @@ def _mapped(what: str, exc: psycopg2.Error) -> ExternalError:
             what, code="POSTGRES_PRIVILEGE", found=said, remedy="Grant it; docs/postgres.md lists what is needed"
         )
     return TerminalError(what, code="POSTGRES_ERROR", found=said)
-
-
-def _libpq() -> Any:
-    """Return the libpq that psycopg2 itself uses: symbols of what a library depends on are found through it."""
-    library = ctypes.CDLL(psycopg2._psycopg.__file__)
-    library.PQputCopyData.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-    library.PQflush.argtypes = [ctypes.c_void_p]
-    return library
-
-
-def send_flush(connection: Any, received: int, durable: int, *, wants_reply: bool = False) -> None:
-    """Tell a streaming server what was received and what is durable.
-
-    Not by psycopg2's ``send_feedback``: once told of a flush, psycopg2 confirms by itself whatever a keepalive names, which
-    is beyond what the tables hold. So it is never told, and the message goes out here. Called by the thread that reads.
-
-    Args:
-        connection: A connection in streaming.
-        received: Position up to which everything was received.
-        durable: Position up to which every table holds everything; 0 says nothing.
-        wants_reply: Ask for a keepalive, which names the server's position.
-
-    Raises:
-        TransientError: The connection is gone. Retryable.
-    """
-    microseconds = int((time.time() - _EPOCH_2000_S) * 1e6)
-    message = _STATUS.pack(b"r", received, durable, durable, microseconds, wants_reply)
-    library, handle = _libpq(), connection.pgconn_ptr
-    if not handle or library.PQputCopyData(handle, message, len(message)) != 1 or library.PQflush(handle) < 0:
-        raise TransientError("cannot confirm to PostgreSQL", code="POSTGRES_UNREACHABLE", found="a closed connection")

@@ -4,28 +4,25 @@ A segment ends between two commits, except inside a large one: the server sends 
 its rows may be handed on in pieces, which are one in the table (``MicroBatch.is_partial``). Memory stays bounded: what waits
 is at most ``_AHEAD_BYTES`` and the segment that is being gathered; the server keeps the rest.
 
-The server is told what was received every second, also while nobody takes segments, so it never gives up on us; and what is
-durable, once the connector was told.
+The server is told what was received every second, also while nobody takes segments, and whenever it asks, so it never gives up
+on us; and what is durable, once the connector was told: never more, whatever it asks.
 """
 
 from __future__ import annotations
 
-import select
+import contextlib
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-import psycopg2
-
-from connectors.postgres.client import connect_replication, format_lsn, postgres_errors, send_flush
 from connectors.postgres.pgoutput import Relation, RelationRows, parse_relation, truncate_message
+from connectors.postgres.replication import Replication
 from connectors.postgres.settings import PostgresSettings
-from waxlake.stream.engine import quote_name
-from waxlake.stream.errors import InternalError, TransientError, WaxlakeError, shorten
+from waxlake.stream.errors import InternalError, WaxlakeError, shorten
 from waxlake.stream.failpoints import failpoint
 
 __all__ = ["ChangeStream", "Segment"]
@@ -34,8 +31,6 @@ _AHEAD_BYTES: Final = 48 << 20
 _STATUS_S: Final = 1.0
 _IDLE_STATUS_S: Final = 0.1
 _WAIT_S: Final = 0.05
-# Until the first change came, what psycopg2 tells by itself confirms all that the server named, beyond what the tables hold.
-_NEVER_S: Final = 1e6
 _GATHER_S: Final = 0.2
 _INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT, _RELATION, _TRUNCATE = (ord(letter) for letter in "IUDBCRT")
 _BEGIN_BODY: Final = struct.Struct(">qqI")
@@ -51,7 +46,7 @@ class Segment:
         position: Every commit that ends at or before it is in this segment or an earlier one.
         size_bytes: Bytes of messages.
         is_partial: It ends inside a commit; ``position`` is where that commit's record begins.
-        server: The server's position.
+        server: Position that the server named last.
     """
 
     rows: list[RelationRows] = field(default_factory=list)
@@ -85,7 +80,7 @@ class ChangeStream:
         self._is_closing = False
         self._status_at_s = 0.0
         self._thread = threading.Thread(target=self._run, name="postgres-stream", daemon=True)
-        self._connection: Any = None
+        self._replication: Replication
         self._gathering = _Gathering(self._tables)
 
     def start(self) -> None:
@@ -95,19 +90,7 @@ class ChangeStream:
             TransientError: ``POSTGRES_UNREACHABLE``, ``POSTGRES_SLOT_IN_USE``. Retryable.
             SourceMoved: ``POSTGRES_SLOT_LOST``. Not retryable.
         """
-        self._connection = connect_replication(self._settings.dsn.get_secret_value())
-        names = ",".join(map(quote_name, self._publications)).replace("'", "''")
-        command = (
-            f'START_REPLICATION SLOT "{self._settings.slot}" LOGICAL {format_lsn(self._position)} '
-            f"(proto_version '1', publication_names '{names}')"
-        )
-        try:
-            with postgres_errors(f"stream from slot {self._settings.slot!r}"):
-                self._cursor = self._connection.cursor()
-                self._cursor.start_replication_expert(command, decode=False, status_interval=_NEVER_S)
-        except WaxlakeError:
-            self._connection.close()
-            raise
+        self._replication = Replication(self._settings, self._publications, self._position, self._tell_server)
         self._thread.start()
 
     def take(self, wait_s: float) -> Segment | None:
@@ -138,16 +121,16 @@ class ChangeStream:
             self._is_closing = True
             self._segments.clear()
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
-        if self._connection is not None:
-            self._tell_server(is_last=True)
-            self._connection.close()
+        if self._thread.ident is None:
+            return
+        self._thread.join()
+        with contextlib.suppress(WaxlakeError):  # the connection is gone, it may be
+            self._tell_server()
+        self._replication.close()
 
     def _run(self) -> None:
         try:
-            with postgres_errors(f"stream from slot {self._settings.slot!r}"):
-                self._follow()
+            self._follow()
         except WaxlakeError as error:
             self._fail(error)
         except BaseException as error:  # noqa: BLE001 - the boundary of the thread: `take` raises it
@@ -162,7 +145,7 @@ class ChangeStream:
 
     def _follow(self) -> None:
         """Take messages until closed; runs in the thread."""
-        read, gathering = self._cursor.read_message, self._gathering
+        read, gathering = self._replication.read, self._gathering
         every = 0x3F if self._settings.max_rows_per_batch > 0x3F else 0  # how often a large commit's size is looked at
         taken = 0
         while not self._is_closing:
@@ -170,7 +153,7 @@ class ChangeStream:
             if message is None:
                 self._idle()
                 continue
-            gathering.take(message.payload)
+            gathering.take(message)
             if gathering.is_between_commits:
                 self._hand_over_if_due()
             elif not taken & every and self._is_full:
@@ -204,23 +187,23 @@ class ChangeStream:
         """No message is there: what was gathered is complete, and the server's position is ours if nothing is open."""
         gathering = self._gathering
         if gathering.is_between_commits:
-            reached = max(self._position, gathering.position, int(self._cursor.wal_end or 0))
+            reached = max(self._position, gathering.position, self._replication.server)
             if gathering.size_bytes or reached > self._position:
                 self._position = reached
                 self._put(gathering.complete(reached))
         if time.monotonic() - self._status_at_s >= _IDLE_STATUS_S:  # the answer is the server's position
-            self._tell_server(is_last=False)
-        select.select([self._connection], [], [], _WAIT_S)
+            self._tell_server(wants_reply=True)
+        self._replication.wait(_WAIT_S)
 
     def _put(self, segment: Segment) -> None:
-        segment.server = int(self._cursor.wal_end or 0)
+        segment.server = self._replication.server
         with self._changed:
             if not segment.rows and self._segments and not self._segments[-1].is_partial:
                 self._segments[-1].position = segment.position  # nothing but progress: no segment of its own
                 return
             most = min(_AHEAD_BYTES, 4 * self._settings.max_bytes_per_batch)
             while self._ahead_bytes > most and not self._is_closing:
-                self._changed.wait(_STATUS_S)
+                self._changed.wait(_STATUS_S / 4)
                 self._tell_now_and_then()
             self._segments.append(segment)
             self._ahead_bytes += segment.size_bytes
@@ -228,18 +211,14 @@ class ChangeStream:
 
     def _tell_now_and_then(self) -> None:
         if time.monotonic() - self._status_at_s >= _STATUS_S:
-            self._tell_server(is_last=False)
+            self._tell_server()
 
-    def _tell_server(self, *, is_last: bool) -> None:
+    def _tell_server(self, *, wants_reply: bool = False) -> None:
         self._status_at_s = time.monotonic()
         durable, is_news = self._durable, self._durable > self._told
         if is_news:
             failpoint("confirm")
-        try:
-            send_flush(self._connection, max(self._position, durable), durable, wants_reply=not is_last)
-        except (TransientError, psycopg2.Error):
-            if not is_last:
-                raise
+        self._replication.tell(max(self._position, durable), durable, wants_reply=wants_reply)
         self._told = durable
         if is_news:
             failpoint("confirmed")

@@ -58,6 +58,7 @@ class PostgresLake:
     folder: Path
     server: PostgresServer
     database: str
+    dsn_options: str = ""
     kills: int = 0
     workload: Workload = field(init=False)
     _connection: Any = None
@@ -69,7 +70,7 @@ class PostgresLake:
         self.workload.create(800)
         self.server.execute("ALTER TABLE accounts ALTER COLUMN document SET STORAGE EXTERNAL", database=self.database)
         (self.folder / "flows").mkdir()
-        text = _DEFINITIONS.format(dsn=self.server.dsn(self.database), slot=self.database)
+        text = _DEFINITIONS.format(dsn=self.server.dsn(self.database) + self.dsn_options, slot=self.database)
         (self.folder / "flows" / "definitions.py").write_text(text)
         (self.folder / "waxlake.yml").write_text(_SPEC)
 
@@ -104,6 +105,36 @@ class PostgresLake:
         assert wait(process, 1) == -signal.SIGKILL, f"not killed at {failpoint}:\n{self.log()}"
         self._after_kill()
 
+    def run_quietly(self, process: subprocess.Popen[bytes]) -> None:
+        """Let a running process read on to the end of the log, of which its tables need not hold anything yet."""
+        end = self._scalar("SELECT (pg_current_wal_flush_lsn() - '0/0')::int8")
+        received = f"""SELECT coalesce(max((write_lsn - '0/0')::int8), 0) FROM pg_stat_replication
+            JOIN pg_replication_slots ON active_pid = pid WHERE slot_name = '{self.database}'"""
+        deadline = time.monotonic() + 60
+        while self._scalar(received) < end or len(self.positions()) < 2 * len(TABLES):
+            assert process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
+        self.assert_slot_is_not_ahead()
+
+    def make_server_ask(self, process: subprocess.Popen[bytes], silent_s: float) -> None:
+        """Write what is not the tables', and let the process say nothing until the server has asked for an answer."""
+        silent = f"""SELECT coalesce(bool_or(clock_timestamp() - reply_time > interval '{silent_s} s'), true)
+            FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid WHERE slot_name = '{self.database}'"""
+        os.killpg(process.pid, signal.SIGSTOP)
+        try:
+            self._scalar("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 100000))")
+            while not self._scalar(silent):
+                time.sleep(0.02)
+        finally:
+            os.killpg(process.pid, signal.SIGCONT)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill a running process."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._after_kill()
+
     def kill_after(self, seconds: float, *options: str) -> None:
         """Run, changes going on, and kill the process after a while."""
         process = self.start(*options)
@@ -112,9 +143,7 @@ class PostgresLake:
             self.workload.run(1)
             time.sleep(0.03)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            self._after_kill()
+            self.kill(process)
         assert process.returncode in (0, -signal.SIGKILL), self.log()
 
     def _after_kill(self) -> None:
@@ -198,6 +227,9 @@ class PostgresLake:
                         key = (source["source"], source["partition"])
                         assert position.get(key, source["start"]) == source["start"], (name, entry["version"])
                         position[key] = source["end"]
+
+    def _scalar(self, query: str) -> Any:
+        return self.server.execute(query, database=self.database)[0][0]
 
     def _transact(self, statements: Sequence[str]) -> None:
         with self._connection.cursor() as cursor:

@@ -46,3 +46,25 @@ def test_every_failpoint_and_random_moments(lake: PostgresLake) -> None:
     lake.workload.run(20)
     lake.finish()
     lake.check(before)
+
+
+def test_a_server_that_asks_a_quiet_reader_is_told_of_nothing_that_tables_do_not_hold(
+    debian_postgres: PostgresServer, database: str, tmp_path: Path
+) -> None:
+    options = "?options=-c%20wal_sender_timeout%3D2s"  # the server asks after one second without a word
+    lake = PostgresLake(tmp_path, debian_postgres, database, dsn_options=options)
+    lake.make()
+    before = lake.made()
+    process = lake.start("--continuous")
+    try:
+        lake.run_quietly(process)
+        for _ in range(3):
+            lake.make_server_ask(process, silent_s=1.2)
+            lake.run_quietly(process)
+        lake.workload.run(5)
+        lake.make_server_ask(process, silent_s=1.2)
+    finally:
+        lake.kill(process)
+    lake.finish()
+    lake.check(before)
+    lake.close()
