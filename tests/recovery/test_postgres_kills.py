@@ -36,7 +36,7 @@ def test_every_failpoint_and_random_moments(lake: PostgresLake) -> None:
     moments = random.Random(3)
     for number, failpoint in enumerate(STREAM):
         if number % 3 == 0:
-            lake.workload.large(2500)
+            lake.workload.large(3500)  # three pieces, whatever came before it
         lake.kill_at(failpoint, lambda: lake.workload.run(1))
         if number % 4 == 1:
             lake.workload.add_column()
