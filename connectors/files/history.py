@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,7 +82,7 @@ class FileHistory:
         columns = {"edition": file.edition + 1, "continues": base}
         self.journal.note(journal_rows(number=[file.number], kind="repaired", at=utc_now(), **columns))
         edition = self.ledger.replace_edition(file, now)
-        return None if edition is None else replace(edition, continues=base)
+        return None if edition is None else edition._replace(continues=base)
 
     def with_repairs(self, files: list[NumberedFile]) -> list[NumberedFile]:
         """Return files as they were numbered; those that were repaired know which edition they continue."""
@@ -91,7 +91,7 @@ class FileHistory:
         rows = self.journal.rows(pc.field("kind") == "repaired").to_pylist()
         bases = {(row["number"], row["edition"]): row["continues"] for row in rows}
         return [
-            replace(file, continues=bases[file.number, file.edition]) if (file.number, file.edition) in bases else file
+            file._replace(continues=bases[file.number, file.edition]) if (file.number, file.edition) in bases else file
             for file in files
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -66,8 +66,7 @@ _MAX_EDITION = 15
 _WRITER = WriterProperties(compression="ZSTD", max_row_group_size=1 << 16)  # small groups: a range of numbers reads few
 
 
-@dataclass(frozen=True, slots=True)
-class NumberedFile:
+class NumberedFile(NamedTuple):
     """A file of the ledger.
 
     Attributes:
@@ -280,7 +279,7 @@ class Ledger:
         for attempt in range(_ATTEMPTS):
             current = self.files(file.number, file.number + 1)[0]
             if current.found.is_same_content(now):
-                return replace(current, is_again=file.is_again)
+                return current._replace(is_again=file.is_again)
             if self._tracks_versions and not self.known().unknown([now.version]):
                 return None
             if current.edition >= _MAX_EDITION:
@@ -305,11 +304,16 @@ class Ledger:
         if first >= last:
             return []
         rows = self._between(first, last).sort_by([("number", "ascending"), ("edition", "ascending")])
-        latest: dict[int, NumberedFile] = {}
-        columns = [rows.column(name).to_pylist() for name in ("number", "path", "size_bytes", "etag", "edition")]
-        times = rows.column("modified_at").cast(pa.int64()).to_pylist()
-        for number, path, size_bytes, etag, edition, modified_us in zip(*columns, times, strict=True):
-            latest[number] = NumberedFile(number, FoundFile(modified_us, path, size_bytes, etag or ""), edition or 0)
+        numbers = rows.column("number").to_pylist()
+        etags, editions = pc.fill_null(rows.column("etag"), ""), pc.fill_null(rows.column("edition"), 0)
+        found = map(
+            FoundFile,
+            rows.column("modified_at").cast(pa.int64()).to_pylist(),
+            rows.column("path").to_pylist(),
+            rows.column("size_bytes").to_pylist(),
+            etags.to_pylist(),
+        )
+        latest = dict(zip(numbers, map(NumberedFile, numbers, found, editions.to_pylist()), strict=True))
         if len(latest) != last - first:
             raise TerminalError(
                 f"cannot read the file ledger '{self._location.label}'",
@@ -344,7 +348,7 @@ class Ledger:
         before: set[str] = set()
         marked = []
         for index, file in enumerate(files):
-            marked.append(replace(file, is_again=index not in new or file.found.path in before))
+            marked.append(file._replace(is_again=index not in new or file.found.path in before))
             before.add(file.found.path)
         return marked
 

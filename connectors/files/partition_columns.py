@@ -82,7 +82,8 @@ class PartitionColumns:
             paths: Paths of files.
             owners: Index of each row's file.
         """
-        found = [path_values(path, self.root) for path in paths] if self.names else []
+        is_there = bool(self.names) and any("=" in path for path in paths)
+        found = [path_values(path, self.root) for path in paths] if is_there else []
         keys = {key for values in found for key in values} & self.names
         lost_texts = {}
         for name in sorted(keys):

@@ -47,6 +47,8 @@ class KnownNames:
 
     def unknown(self, names: Sequence[str]) -> list[int]:
         """Return the indices of the names that are not in the set."""
+        if not len(self):
+            return list(range(len(names)))
         indices: list[int] = np.flatnonzero(~self._contains(*self._keys(names))).tolist()
         return indices
 
