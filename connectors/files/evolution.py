@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.files.formats.text_values import infer_text_type
-from connectors.files.inference import infer_schema
 from connectors.files.rescued import CORRUPT_KEY, FILE_PATH_KEY
 from connectors.files.schema_history import SchemaHistory
 from connectors.files.settings import FilesSettings
@@ -166,6 +165,8 @@ class Evolution:
 
     def _described(self, names: set[str], owners: Sequence[str], files: Sequence[FoundFile]) -> pa.Schema:
         """Return the schema with the new fields as the files themselves describe them."""
+        from connectors.files.inference import infer_schema  # brings every format along
+
         having = [file for file in files if file.path in set(owners)] or list(files)
         inferred = infer_schema(self._settings, self._store, having)
         fields = [field for field in inferred or () if field.name in names]
