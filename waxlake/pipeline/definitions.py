@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
-from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import DefinitionError, UserError
-from waxlake.stream.source import Connector
 
 if TYPE_CHECKING:
     from sinks.cdc import ChangeRules
+    from waxlake.stream.delta_table import TableLocation
+    from waxlake.stream.source import Connector
 
 __all__ = [
     "Action",

@@ -6,9 +6,7 @@ A convenience on top of ``create_streaming_table``, ``create_auto_cdc_flow`` and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
-
-from pydantic import BeforeValidator, Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from waxlake.pipeline.auto_cdc import create_auto_cdc_flow
 from waxlake.pipeline.declare import append_flow, create_streaming_table
@@ -16,52 +14,14 @@ from waxlake.pipeline.definitions import calling_line, located
 from waxlake.pipeline.stream import Stream
 from waxlake.stream.changes import CHANGE_COLUMNS
 from waxlake.stream.errors import UsageError
-from waxlake.stream.settings import Settings
 
-__all__ = ["TargetOptions", "ingest_database"]
+if TYPE_CHECKING:
+    from waxlake.pipeline.target_options import TargetOptions
+
+__all__ = ["ingest_database"]
 
 _ORDER = ("_commit_position", "_change_index")
 _LEAVES = "_change_type IN ('delete', 'truncate')"
-
-
-def _names(value: object) -> object:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, set)) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-
-
-class TargetOptions(Settings):
-    """How one table of a database is kept."""
-
-    name: str | None = Field(default=None, min_length=1, description="Name of the target; that of the table by default")
-    keys: Names = Field(default=(), description="Columns that identify a row; an append-only log needs none")
-    scd_type: Literal[1, 2, "append_only"] = Field(
-        default=1, description="1 for current rows, 2 for a history, append_only for a log of every change"
-    )
-    include_columns: Names = Field(default=(), description="Columns of the target; those that come later are left out")
-    exclude_columns: Names = Field(default=(), description="Columns that the target does not get; later ones it does")
-    row_filter: str | None = Field(
-        default=None,
-        min_length=1,
-        description="SQL condition on rows; one that no longer meets it is deleted at the target",
-    )
-    track_history_columns: Names = Field(
-        default=(), description="scd_type 2: columns whose change opens a version; all by default"
-    )
-    partition_cols: Names = Field(default=(), description="Partition columns of the target")
-    comment: str | None = Field(default=None, description="Table comment")
-    table_properties: dict[str, str] = Field(default_factory=dict, description="Delta table properties")
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> TargetOptions:
-        if self.include_columns and self.exclude_columns:
-            raise ValueError("include_columns or exclude_columns, not both")
-        if self.scd_type != "append_only" and not self.keys:
-            raise ValueError("keys are missing: only scd_type='append_only' goes without")
-        if self.track_history_columns and self.scd_type != 2:
-            raise ValueError("track_history_columns needs scd_type=2")
-        return self
 
 
 def ingest_database(
@@ -82,6 +42,8 @@ def ingest_database(
     Raises:
         DefinitionError: An unknown option, options that exclude each other, two targets of one name. Not retryable.
     """
+    from waxlake.pipeline.target_options import TargetOptions
+
     line = calling_line()
     taken: dict[str, str] = {}
     for table, given in tables.items():

@@ -303,7 +303,9 @@ def prepare_run(
     settle_files(checked, plan)
     groups = source_groups(checked)
     plan.update_id = plan.update_id if before is None else before.plan.update_id
-    report = _Reporter(spec, plan.update_id, listeners) if before is None else before.report
+    report = _Reporter(spec, plan.update_id, listeners)
+    if before is not None:
+        report.rows = before.report.rows
     if cluster is None or cluster.process_id == 0:
         _report_start(report, checked, plan, mode, is_planned_again=before is not None)
     completion = Completion(checked, plan)

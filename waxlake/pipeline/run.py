@@ -114,48 +114,41 @@ def _update(
     stopping: threading.Event,
     check: Callable[[], CheckedGraph] | None = None,
 ) -> UpdateResult:
-    """Run one update in this process; ``check`` returns the pipeline if it is not the one of the spec's files."""
-    log = EventLog(spec.events_location())
-    try:
-        return _run_to_end(spec, options, [log, *listeners], stopping, check)
-    finally:
-        log.close()
+    """Run one update in this process; plan again where sources have new columns, or an older run was in the way.
 
-
-def _run_to_end(
-    spec: Spec,
-    options: RunOptions,
-    listeners: Sequence[Listener],
-    stopping: threading.Event,
-    check: Callable[[], CheckedGraph] | None,
-) -> UpdateResult:
-    """Plan and run; plan again where sources have new columns, or an older run was in the way."""
+    ``check`` returns the pipeline if it is not the one of the spec's files. Each plan has an event log of its own, which is
+    written when the next one looks there for what it has to complete.
+    """
     run: PreparedRun | None = None
     overtaken, grown = 0, ""
     while True:
-        run = prepare_run(
-            spec,
-            listeners,
-            mode=options.mode,
-            workers=options.workers,
-            stopping=stopping,
-            claims=overtaken > 0,
-            checked=check() if check is not None else None,
-            refresh=options.selection,
-            before=run,
-        )
-        _run_once(run, options.workers)
-        if run.growth and str(run.growth[0]) != grown:
-            grown = str(run.growth[0])
-            report_growth(run.report, run.growth)
-        elif run.has_changed_source:
-            _report_reset(run, "a source has new columns")
-        elif run.was_overtaken and overtaken + 1 < _PLANS:
-            overtaken += 1
-            _report_reset(run, "an older run moved the tables meanwhile")
-        else:
-            return run.finish()
-        run.confirm()
+        log = EventLog(spec.events_location())
+        try:
+            run = prepare_run(
+                spec,
+                [log, *listeners],
+                mode=options.mode,
+                workers=options.workers,
+                stopping=stopping,
+                claims=overtaken > 0,
+                checked=check() if check is not None else None,
+                refresh=options.selection,
+                before=run,
+            )
+            _run_once(run, options.workers)
+            if run.growth and str(run.growth[0]) != grown:
+                grown = str(run.growth[0])
+                report_growth(run.report, run.growth)
+            elif run.has_changed_source:
+                _report_reset(run, "a source has new columns")
+            elif run.was_overtaken and overtaken + 1 < _PLANS:
+                overtaken += 1
+                _report_reset(run, "an older run moved the tables meanwhile")
+            else:
+                return run.finish()
+            run.confirm()
+        finally:
+            log.close()
 
 
 def _report_reset(run: PreparedRun, reason: str) -> None:
