@@ -15,6 +15,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from waxlake.stream.engine import quote_name, quote_text
+
 __all__ = ["EXOTIC_NUMBER", "SUSPECT", "JsonEngine", "Shape", "Sorted"]
 
 SUSPECT = "?"  # signature of a row that only the exact decoder may judge
@@ -102,7 +104,7 @@ class JsonEngine:
 
     def as_object(self, name: str, values: pa.Array) -> pa.Array:
         """Return ``{"name": value}`` for each value."""
-        key = f"to_json({_text(name)}::VARCHAR)::VARCHAR"
+        key = f"to_json({quote_text(name)}::VARCHAR)::VARCHAR"
         found = self._run(f"SELECT '{{' || {key} || ':' || to_json(v)::VARCHAR || '}}' AS r FROM records", values)
         return found.column("r").combine_chunks().cast(pa.string())
 
@@ -144,18 +146,18 @@ class JsonEngine:
         structure = json.dumps(dict(shape.kinds), ensure_ascii=False)
         checks = [f"to_json(s) = {'json(v)' if shape.is_spaced else 'v'}"]
         for key, kind in shape.kinds:
-            checks += _checks(f"s.{_name(key)}", kind, shape.first_signs.get(key))
-        left_over = ", ".join(f"{_name(key)} := s.{_name(key)}" for key in shape.rescued)
+            checks += _checks(f"s.{quote_name(key)}", kind, shape.first_signs.get(key))
+        left_over = ", ".join(f"{quote_name(key)} := s.{quote_name(key)}" for key in shape.rescued)
         present = dict(shape.kinds).keys() - set(shape.rescued)
         columns = [self._shape_column(name, shape) if name in present else "NULL" for name in self._schema.names]
         return f"""
             SELECT {"".join(f"{column} AS c{i}, " for i, column in enumerate(columns))}
                    coalesce({" AND ".join(checks)}, false) AS __ok,
                    {f"to_json(struct_pack({left_over}))::VARCHAR" if left_over else "NULL::VARCHAR"} AS __rescued
-            FROM (SELECT v, from_json(try_cast(v AS JSON), {_text(structure)}) AS s FROM records)"""
+            FROM (SELECT v, from_json(try_cast(v AS JSON), {quote_text(structure)}) AS s FROM records)"""
 
     def _shape_column(self, name: str, shape: Shape) -> str:
-        return f"s.{_name(name)}" + ("::VARCHAR" if name in shape.first_signs else "")
+        return f"s.{quote_name(name)}" + ("::VARCHAR" if name in shape.first_signs else "")
 
     def _columns(self, found: pa.Table) -> list[pa.Array]:
         columns = [_converted(found.column(f"c{i}").combine_chunks(), f.type) for i, f in enumerate(self._schema)]
@@ -163,12 +165,12 @@ class JsonEngine:
 
     def sort(self, texts: pa.Array) -> Sorted:
         """Tell for each row which columns fit; see ``Sorted``."""
-        paths = ", ".join(_text(_pointer(field.name)) for field in self._schema)
+        paths = ", ".join(quote_text(_pointer(field.name)) for field in self._schema)
         signs = " || ".join(_sign(field.type, f"k[{i + 1}]") for i, field in enumerate(self._schema)) or "''"
         query = f"""
-            SELECT CASE WHEN s IS NULL THEN {_text(SUSPECT)}
+            SELECT CASE WHEN s IS NULL THEN {quote_text(SUSPECT)}
                         WHEN regexp_matches(s, '[xt]') AND len(json_keys(j)) > len(list_distinct(json_keys(j)))
-                        THEN {_text(SUSPECT)} ELSE s END AS signature
+                        THEN {quote_text(SUSPECT)} ELSE s END AS signature
             FROM (SELECT j, CASE WHEN k IS NOT NULL THEN {signs} END AS s
                   FROM (SELECT j, CASE WHEN json_type(j) = 'OBJECT' THEN json_type(j, [{paths}]::VARCHAR[]) END AS k
                         FROM (SELECT try_cast(v AS JSON) AS j FROM records)))"""
@@ -185,15 +187,15 @@ class JsonEngine:
         """
         patch = json.dumps(dict.fromkeys(kept), ensure_ascii=False)
         parts = "".join(
-            f", json_extract(v, {_text(_pointer(name))})::VARCHAR AS t{i}" for i, name in enumerate(as_text)
+            f", json_extract(v, {quote_text(_pointer(name))})::VARCHAR AS t{i}" for i, name in enumerate(as_text)
         )
         both = " || ".join(["r", *(f"coalesce(t{i}, '')" for i in range(len(as_text)))])
         query = f"""
             SELECT nullif(r, '{{}}') AS r {"".join(f", t{i}" for i in range(len(as_text)))},
-                   CASE WHEN regexp_matches({both}, {_text(_FRACTION)})
-                        THEN regexp_matches(v, {_text(EXOTIC_NUMBER)}) ELSE false END
-                   OR regexp_matches({both}, {_text(_NOT_FINITE)}) AS is_exotic
-            FROM (SELECT v, json_merge_patch(v, {_text(patch)})::VARCHAR AS r {parts} FROM records)"""
+                   CASE WHEN regexp_matches({both}, {quote_text(_FRACTION)})
+                        THEN regexp_matches(v, {quote_text(EXOTIC_NUMBER)}) ELSE false END
+                   OR regexp_matches({both}, {quote_text(_NOT_FINITE)}) AS is_exotic
+            FROM (SELECT v, json_merge_patch(v, {quote_text(patch)})::VARCHAR AS r {parts} FROM records)"""
         found = self._run(query, texts)
         text_columns = [found.column(f"t{i}").combine_chunks().cast(pa.string()) for i in range(len(as_text))]
         return (
@@ -216,9 +218,9 @@ def _checks(value: str, kind: str, first_signs: str | None) -> list[str]:
     if kind == "DOUBLE":
         checks.append(f"coalesce(isfinite({value}), true)")
     if kind == "JSON":
-        checks.append(f"NOT regexp_matches(coalesce({value}::VARCHAR, ''), {_text(_NOT_FINITE)})")
+        checks.append(f"NOT regexp_matches(coalesce({value}::VARCHAR, ''), {quote_text(_NOT_FINITE)})")
     if first_signs is not None:  # still the JSON type that is not the column's
-        checks.append(f"contains({_text(first_signs)}, left({value}::VARCHAR, 1))")
+        checks.append(f"contains({quote_text(first_signs)}, left({value}::VARCHAR, 1))")
     return checks
 
 
@@ -289,20 +291,12 @@ def _sign(kind: pa.DataType, found: str) -> str:
     else:
         fits = ["NULL", "VARCHAR"]
     return f"""CASE WHEN {found} IS NULL OR {found} IN ({_texts(fits)}) THEN '.' WHEN {found} IN ({_texts(text)}) THEN 't'
-               WHEN {found} IN ({_texts(suspect)}) THEN {_text(SUSPECT)} ELSE 'x' END"""
+               WHEN {found} IN ({_texts(suspect)}) THEN {quote_text(SUSPECT)} ELSE 'x' END"""
 
 
 def _pointer(name: str) -> str:
     return "/" + name.replace("~", "~0").replace("/", "~1")
 
 
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _texts(texts: list[str]) -> str:
-    return ", ".join(map(_text, texts))
+    return ", ".join(map(quote_text, texts))
