@@ -1,5 +1,6 @@
 """Waxlake: streams, databases and files into Delta tables, exactly once, in plain Python."""
 
+from waxlake import testing
 from waxlake.pipeline.auto_cdc import create_auto_cdc_flow, create_auto_cdc_from_snapshot_flow
 from waxlake.pipeline.declare import (
     append_flow,
@@ -61,4 +62,5 @@ __all__ = [
     "sql",
     "table",
     "temporary_view",
+    "testing",
 ]

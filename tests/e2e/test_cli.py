@@ -100,7 +100,7 @@ def test_a_new_project_runs_and_its_own_test_passes(project: User) -> None:
         text=True,
         timeout=120,
     )
-    assert "1 passed" in tests.stdout, tests.stdout + tests.stderr
+    assert "2 passed" in tests.stdout, tests.stdout + tests.stderr
 
 
 def test_init_overwrites_nothing(user: User) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +41,12 @@ from waxlake.pipeline.sql import referenced_tables
 __all__ = ["load_graph"]
 
 
-def load_graph(spec: Spec) -> Graph:
+def load_graph(spec: Spec, adapt: Callable[[Registry], Registry] | None = None) -> Graph:
     """Import the definition files of a spec and resolve what they say.
+
+    Args:
+        spec: The pipeline.
+        adapt: Changes what was declared before it is resolved, as a test does that puts rows in place of sources.
 
     Raises:
         DefinitionError: Unknown names, cycles, duplicates, a stream where a batch is meant or the reverse. Not retryable.
@@ -57,7 +61,7 @@ def load_graph(spec: Spec) -> Graph:
                 load_sql_file(path, registry)
             else:
                 _import_file(path)
-        return _Resolver(spec, registry).graph()
+        return _Resolver(spec, registry if adapt is None else adapt(registry)).graph()
 
 
 @contextmanager

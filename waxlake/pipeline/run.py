@@ -49,13 +49,20 @@ class RunOptions:
     selection: Selection = field(default_factory=Selection)
 
 
-def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -> UpdateResult:
+def run_update(
+    spec: Spec,
+    options: RunOptions,
+    listeners: Sequence[Listener],
+    *,
+    check: Callable[[], CheckedGraph] | None = None,
+) -> UpdateResult:
     """Run one update in this process, or in several of this machine, and wait for it.
 
     Args:
         spec: The pipeline.
         options: Mode, workers, processes.
         listeners: Told of every event.
+        check: Returns the pipeline, if it is not the one of the spec's files; for one process.
 
     Returns:
         How it ended; a continuous run returns when it was asked to stop.
@@ -69,7 +76,7 @@ def run_update(spec: Spec, options: RunOptions, listeners: Sequence[Listener]) -
         if not selection.is_everything or selection.is_full:
             _prepare_selection(spec, options, listeners, stopping)
         if options.processes == 1 or stopping.is_set():
-            return _update(spec, options, listeners, stopping)
+            return _update(spec, options, listeners, stopping, check)
     return run_processes(spec, options)
 
 

@@ -63,27 +63,40 @@ _ROWS = (
 )
 
 _TEST = '''\
-"""Run the pipeline on its own data, on storage of the test's own."""
+"""The pipeline under test: in process, on storage of the test's own, with rows in place of its files."""
 
 from pathlib import Path
 
-from deltalake import DeltaTable
-
-from waxlake.pipeline.run import RunOptions, run_update
-from waxlake.pipeline.spec import load_spec
+import waxlake as wl
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def test_orders_are_checked(tmp_path):
-    spec = load_spec(PROJECT).model_copy(update={"storage": str(tmp_path / "lake")})
+def order(number, customer="ada", country="DE", amount=10.0):
+    return {"id": number, "customer": customer, "country": country, "amount": amount}
 
-    run_update(spec, RunOptions(), [])
 
-    orders = DeltaTable(spec.table_location("orders").uri).to_pyarrow_table()
-    rejected = DeltaTable(spec.table_location("orders_quarantine").uri).to_pyarrow_table()
-    assert sorted(orders["id"].to_pylist()) == [1, 2, 3, 6]
-    assert rejected["id"].to_pylist() == [5]
+def test_orders_are_checked():
+    rows = [order(1), order(2, customer=None), order(3, amount=-1.0), order(4, country="XX")]
+
+    result = wl.testing.run(PROJECT, {"files:data": rows})
+
+    wl.testing.assert_rows(result["orders"], [{"id": 1}, {"id": 2}])
+    wl.testing.assert_rows(result.quarantine("orders"), [{"id": 4, "_failed_rules": ["is_known_country"]}])
+    assert result.metrics("orders").expectations["has_customer"].failed == 1
+    assert result.metrics("orders").dropped == 1
+
+
+def test_revenue_follows_the_orders():
+    pipeline = wl.testing.Pipeline(PROJECT)
+    pipeline.run({"files:data": [order(1), order(2)]})
+
+    result = pipeline.run({"files:data": [order(3, country="NL")]})
+
+    wl.testing.assert_rows(
+        result["revenue_by_country"],
+        [{"country": "DE", "orders": 2, "revenue": 20.0}, {"country": "NL", "orders": 1, "revenue": 10.0}],
+    )
 '''
 
 _README = """\

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from waxlake.stream.clock import held_time
 
 if TYPE_CHECKING:
     import duckdb
@@ -13,6 +16,11 @@ __all__ = ["open_session", "quote_name", "quote_text", "select_list"]
 
 _database: duckdb.DuckDBPyConnection | None = None
 _database_lock = threading.Lock()
+_TIMES: Final = {
+    "TIMESTAMPTZ": ("now", "current_timestamp", "get_current_timestamp", "transaction_timestamp"),
+    "TIMESTAMP": ("localtimestamp", "current_localtimestamp"),
+    "DATE": ("current_date", "today"),
+}
 
 
 def open_session() -> duckdb.DuckDBPyConnection:
@@ -28,7 +36,18 @@ def open_session() -> duckdb.DuckDBPyConnection:
             _database = duckdb.connect(config={"enable_external_access": False})
         session = _database.cursor()
     session.execute("SET TimeZone = 'UTC'")
+    held = held_time()
+    if held is not None:
+        _hold_time(session, held)
     return session
+
+
+def _hold_time(session: duckdb.DuckDBPyConnection, at: datetime) -> None:
+    """Let a session tell one time; its macros take precedence over the functions of their names."""
+    for kind, names in _TIMES.items():
+        value = f"CAST(TIMESTAMPTZ {quote_text(at.isoformat())} AS {kind})"
+        for name in names:
+            session.execute(f"CREATE OR REPLACE TEMP MACRO {name}() AS {value}")
 
 
 def quote_name(name: str) -> str:

@@ -18,7 +18,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
-from waxlake.stream.clock import Clock, utc_now
+from waxlake.stream.clock import Clock, scheduler_now
 from waxlake.stream.delta_table import delta_errors
 from waxlake.stream.errors import SchemaGrown, SourceMoved, TransientError, WaxlakeError
 
@@ -508,12 +508,12 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         return replace(batch, cost_bytes=cost, budget=self._budget.name)
 
     def _idle(self) -> list[MicroBatch]:
-        self._awake_at = utc_now() + _IDLE
+        self._awake_at = scheduler_now() + _IDLE
         return []
 
     def _heartbeat(self, reader: Reader) -> list[MicroBatch]:
         """Emit empty batches now and then while idle, so that sinks notice the age of what they hold."""
-        self._awake_at = utc_now() + _IDLE
+        self._awake_at = scheduler_now() + _IDLE
         now_s = self._clock.now_s()
         if not self._has_unflushed or now_s - self._emitted_at_s < _HEARTBEAT_S:
             return []
@@ -553,7 +553,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         if limit_s is not None and now_s - self._failing_since_s > limit_s:
             return self._stop(error)
         self._control.on_retry(error, self._wait_s)
-        self._awake_at = utc_now() + timedelta(seconds=self._wait_s)
+        self._awake_at = scheduler_now() + timedelta(seconds=self._wait_s)
         self._wait_s = min(self._wait_s * 2, _BACK_OFF_MAX_S)
         return []
 
