@@ -52,6 +52,12 @@ class KeyIndex:
         assert ids is not None
         return ids
 
+    def rows_in(self, keys: pa.Table) -> tuple[pa.Array, pa.Array]:
+        """Return (row numbers, key numbers) of the rows of ``keys`` that are among ours."""
+        ids = self.find(keys)
+        is_found = pc.is_valid(ids)
+        return pc.indices_nonzero(is_found).cast(pa.int64()), ids.filter(is_found)
+
     def bounds(self) -> list[pa.Array]:
         """Return the distinct values of each key column in ascending order."""
         return [values.take(pc.array_sort_indices(values)) for values in self._values]

@@ -28,9 +28,9 @@ from sinks.cdc.rules import (
     TargetShape,
 )
 from sinks.cdc.state import EventState
-from sinks.cdc.stored import FileReader, may_hold
 from sinks.delta.files import StoredFile, stored_files
 from sinks.delta.parquet import DataFileWriter
+from sinks.delta.stored import FileReader, may_hold
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.engine import open_session, select_list
 from waxlake.stream.schema import no_rows
@@ -124,7 +124,7 @@ class Merger:
         index = KeyIndex(keys)
         stored: list[pa.Table] = []
         for number in self._candidates(index):
-            rows, ids = self._reader.matches(self._files[number], index, names)
+            rows, ids = index.rows_in(self._reader.keys(self._files[number], names))
             if len(rows):
                 hidden = self._reader.keys(self._files[number], names).select(self.shape.hidden.names).take(rows)
                 stored.append(_placed(hidden, number, rows).append_column(KEY, ids))
@@ -209,7 +209,7 @@ class Merger:
             file = self._files[number]
             if _ended_before(file, earliest):
                 continue
-            rows, ids = self._reader.matches(file, index, names)
+            rows, ids = index.rows_in(self._reader.keys(file, names))
             if len(rows):
                 versions = self._reader.columns(file, self.shape.stored.names).take(rows)
                 stored.append(_placed(versions, number, rows).append_column(KEY, ids))

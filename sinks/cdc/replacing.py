@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sinks.cdc.stored import FileReader, may_hold
 from sinks.delta.files import StoredFile, stored_files
 from sinks.delta.protocol import Committer
 from sinks.delta.sink import DeltaSink, Output, TableWriter
+from sinks.delta.stored import FileReader, may_hold
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.errors import UserError
 from waxlake.stream.schema import delta_schema

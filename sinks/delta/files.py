@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.transaction import RemoveAction
 
@@ -44,14 +45,21 @@ class StoredFile:
         """Path in the table's folder."""
         return unquote(self.path)
 
-    def removal(self) -> RemoveAction:
-        """Return the action that removes the file from the table. The file itself stays until a vacuum."""
+    def removal(self, *, changes_rows: bool = True) -> RemoveAction:
+        """Return the action that removes the file from the table. The file itself stays until a vacuum.
+
+        Args:
+            changes_rows: Whether rows leave the table with it; False where other files hold the same rows.
+        """
         partition = {name: partition_string(value) for name, value in self.partition.items()}
-        return RemoveAction(self.file_path, True, int(time.time() * 1000), self.size_bytes, partition)
+        return RemoveAction(self.file_path, changes_rows, int(time.time() * 1000), self.size_bytes, partition)
 
 
-def stored_files(handle: DeltaTable) -> list[StoredFile]:
-    """Return every data file of a snapshot, with the bounds its log holds."""
+def stored_files(handle: DeltaTable, *, below_bytes: int | None = None) -> list[StoredFile]:
+    """Return every data file of a snapshot, with the bounds its log holds; only those smaller than ``below_bytes`` if given."""
+    actions = pa.table(handle.get_add_actions(flatten=False))
+    if below_bytes is not None:
+        actions = actions.filter(pc.less(actions.column("size_bytes"), below_bytes))
     return [
         StoredFile(
             path=row["path"],
@@ -62,7 +70,7 @@ def stored_files(handle: DeltaTable) -> list[StoredFile]:
             high=_known(row.get("max")),
             nulls=_known(row.get("null_count")),
         )
-        for row in pa.table(handle.get_add_actions(flatten=False)).to_pylist()
+        for row in actions.to_pylist()
     ]
 
 

@@ -45,12 +45,14 @@ class DataFileWriter:
         partition_by: Partition columns, outermost first.
         row_group_bytes: Arrow bytes gathered before a row group is written.
         file_bytes: Arrow bytes after which a file is closed and the next begun.
+        changes_rows: Whether rows come to the table with the files; False where they replace files that hold them.
     """
 
     location: TableLocation
     partition_by: tuple[str, ...] = ()
     row_group_bytes: int = 32 << 20
     file_bytes: int = 512 << 20
+    changes_rows: bool = True
     rows: int = 0
     size_bytes: int = 0
     _ended_bytes: int = 0
@@ -149,7 +151,7 @@ class DataFileWriter:
 
     def _close_files(self) -> None:
         for key in list(self._open_files):
-            self._done.append(self._open_files.pop(key).close())
+            self._done.append(self._open_files.pop(key).close(changes_rows=self.changes_rows))
 
 
 class _OpenFile:
@@ -174,14 +176,14 @@ class _OpenFile:
         self._writer.write_table(rows, row_group_size=rows.num_rows)
         self.arrow_bytes += rows.nbytes
 
-    def close(self) -> AddAction:
+    def close(self, *, changes_rows: bool) -> AddAction:
         self._writer.close()
         size = self._stream.tell()
         self._stream.close()
         stats = _statistics(
             self._writer.writer.metadata if hasattr(self._writer.writer, "metadata") else None, self._nan_columns
         )
-        return AddAction(self.path, size, self.partition, int(time.time() * 1000), True, json.dumps(stats))
+        return AddAction(self.path, size, self.partition, int(time.time() * 1000), changes_rows, json.dumps(stats))
 
     def abandon(self) -> None:
         try:

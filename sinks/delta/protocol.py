@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
@@ -57,6 +57,7 @@ _MANIFEST_APP_ID = "waxlake/quarantine"
 _REOPEN_AFTER_COMMITS = 200
 _ATTEMPTS = 5
 _HISTORY_SEARCH = 50
+_KEEP_LOG = PostCommitHookProperties(cleanup_expired_logs=False)  # maintenance does it, once every reader has read it
 
 
 def new_run_number() -> int:
@@ -112,12 +113,16 @@ class Quarantine:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What a commit does to the rows: append, or replace some files, or replace everything, or append and add columns."""
+    """What a commit does to the rows: append, or replace some files, or replace everything, or append and add columns.
+
+    Without ``changes_rows``, the new files hold the rows of those that they replace: who follows the table has nothing to read.
+    """
 
     adds: Sequence[AddAction]
     removes: Sequence[StoredFile] = ()
     replacement: pa.Table | None = None
     growth: pa.Table | None = None
+    changes_rows: bool = True
 
 
 @dataclass(slots=True)
@@ -259,6 +264,67 @@ class Committer:
         """
         self.commit([], {})
 
+    def rewrite(
+        self, adds: Sequence[AddAction], removes: Sequence[StoredFile], *, metadata: Mapping[str, Any]
+    ) -> CommitReceipt:
+        """Replace data files of the held snapshot by others that hold the same rows; no position moves.
+
+        Args:
+            adds: The new files, already written, with ``data_change`` False.
+            removes: The files that they replace.
+            metadata: Facts for the commit's metadata.
+
+        Raises:
+            CommitConflict: A newer run has the fence. Not retryable.
+            FilesMoved: Another writer removed one of the files. Not retryable as it is.
+        """
+        self._require_same_table()
+        self._require_same_columns()
+        self._require_files(removes)
+        before = self.handle.version()
+        facts: dict[str, Any] = {"commit_id": uuid.uuid4().hex, "run": self.run_id, **metadata}
+        change = _Change(adds, removes, changes_rows=False)
+        self._commit(change, {}, {FENCE_APP_ID: self._fence}, facts)
+        self._refresh()
+        return CommitReceipt(
+            table=self.location.label,
+            version=max(self.handle.version(), before + 1),
+            rows=0,
+            size_bytes=sum(add.size for add in adds),
+            quarantined=0,
+            duration_s=0.0,
+            metadata=facts,
+        )
+
+    def vacuum(self, versions: Mapping[str, int]) -> int:
+        """Delete files that no version within the table's retention names, and return how many.
+
+        Args:
+            versions: App ids to store with it.
+
+        Raises:
+            ExternalError: The store refuses or does not answer.
+        """
+        properties = CommitProperties(app_transactions=[Transaction(app, version) for app, version in versions.items()])
+        with delta_errors(f"vacuum table '{self.location.label}'"):
+            gone = self.handle.vacuum(
+                dry_run=False, full=True, commit_properties=properties, post_commithook_properties=_KEEP_LOG
+            )
+        self._reopen()
+        return len(gone)
+
+    def clean_log(self, *, deletes_expired: bool) -> None:
+        """Write a checkpoint, and delete log entries older than the table's ``delta.logRetentionDuration`` if asked to.
+
+        Raises:
+            ExternalError: The store refuses or does not answer.
+        """
+        with delta_errors(f"clean the log of table '{self.location.label}'"):
+            self.handle.create_checkpoint()
+            if deletes_expired:
+                self.handle.cleanup_metadata()
+        self._reopen()
+
     def add_columns(self, schema: pa.Schema) -> None:
         """Add the columns and nested fields of ``schema`` that the table lacks, in a commit of their own.
 
@@ -311,11 +377,12 @@ class Committer:
     def _append(self, change: _Change, properties: CommitProperties) -> None:
         metadata = self.handle.metadata()
         self.handle.create_write_transaction(
-            [*(file.removal() for file in change.removes), *change.adds],
+            [*(file.removal(changes_rows=change.changes_rows) for file in change.removes), *change.adds],
             mode="append",
             schema=self.handle.schema(),
             partition_by=list(metadata.partition_columns),
             commit_properties=properties,
+            post_commithook_properties=_KEEP_LOG,
         )
 
     def _has_landed(self, moves: Mapping[str, Move], commit_id: str, *, since: int) -> bool:
@@ -443,12 +510,26 @@ class Committer:
 
 def _replace(handle: DeltaTable, rows: pa.Table, properties: CommitProperties) -> None:
     """Replace the content of the table, schema included, in one commit from the held snapshot."""
-    write_deltalake(handle, rows, mode="overwrite", schema_mode="overwrite", commit_properties=properties)
+    write_deltalake(
+        handle,
+        rows,
+        mode="overwrite",
+        schema_mode="overwrite",
+        commit_properties=properties,
+        post_commithook_properties=_KEEP_LOG,
+    )
 
 
 def _grow(handle: DeltaTable, rows: pa.Table, properties: CommitProperties) -> None:
     """Append rows and add the columns and nested fields that only they have, in one commit from the held snapshot."""
-    write_deltalake(handle, rows, mode="append", schema_mode="merge", commit_properties=properties)
+    write_deltalake(
+        handle,
+        rows,
+        mode="append",
+        schema_mode="merge",
+        commit_properties=properties,
+        post_commithook_properties=_KEEP_LOG,
+    )
 
 
 def _quarantine_app_id(primary_id: str) -> str:

@@ -15,6 +15,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from deltalake.transaction import AddAction
 
 from sinks.delta.files import StoredFile
+from sinks.delta.maintenance import Maintenance, MaintenanceReport
 from sinks.delta.parquet import DataFileWriter
 from sinks.delta.protocol import CommitReceipt, Committer, Move, Quarantine, finish_quarantine, new_run_number
 from sinks.delta.tally import CommitTally
@@ -81,6 +82,8 @@ class SinkControl:
         identities: Flow name to app ids that are stored with each of its commits, to recognise a source that was
             recreated or exchanged.
         endings: Flow name and source identity to app ids that are stored when the flow has read all of the source.
+        first_needed: Returns, for a table's name, the first version that some reader of it has not read whole, or None.
+        on_maintenance: Told of what was done to keep the table in shape.
     """
 
     run_id: str = "plain"
@@ -89,6 +92,8 @@ class SinkControl:
     on_error: Callable[[WaxlakeError], bool] = lambda error: False
     identities: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     endings: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
+    first_needed: Callable[[str], int | None] = lambda table: None
+    on_maintenance: Callable[[MaintenanceReport], None] = lambda report: None
 
 
 @dataclass(slots=True)
@@ -167,6 +172,8 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._clock = Clock()
         self._committer: Committer | None = None
         self._rows: RowStore = self._row_store()
+        self._maintained: Maintenance | None = None
+        self._maintained_quarantine: Maintenance | None = None
         self._rejected: DataFileWriter | None = None
         self._rejected_schema: pa.Schema | None = None
         self._schema = pa.schema([])
@@ -403,3 +410,27 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._sink.control.on_commit(receipt)
         if self._target.shares_source:
             failpoint("between-tables")
+        self._maintain(max(len(output.adds), receipt.rows > 0), quarantine)
+
+    def _maintain(self, files: int, quarantine: Quarantine | None) -> None:
+        """Keep the table, and its quarantine table, in shape between two commits."""
+        assert self._committer is not None
+        if self._maintained is None:
+            compacts = isinstance(self._rows, DataFileWriter) and not self._target.replaces
+            self._maintained = self._maintenance(self._committer, compacts=compacts)
+        self._maintained.after_commit(files)
+        if quarantine is not None and quarantine.adds:
+            if self._maintained_quarantine is None:
+                control = self._sink.control
+                committer = Committer(quarantine.location, control.run_id, control.run_number)
+                self._maintained_quarantine = self._maintenance(committer, compacts=True)
+            self._maintained_quarantine.after_commit(len(quarantine.adds))
+
+    def _maintenance(self, committer: Committer, *, compacts: bool) -> Maintenance:
+        control, name = self._sink.control, committer.location.label
+        return Maintenance(
+            committer=committer,
+            compacts=compacts,
+            first_needed=lambda: control.first_needed(name),
+            report=control.on_maintenance,
+        )

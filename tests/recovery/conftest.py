@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from tests.recovery.lake import RecoveryLake
 
 
 @pytest.fixture(params=["tansu-local", "kafka-s3"])
-def make_lake(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], RecoveryLake]:
+def make_lake(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., RecoveryLake]:
     """Return a function that makes a pipeline over a topic and a lake of its own."""
     if request.param == "tansu-local":
         cluster = request.getfixturevalue("tansu")
@@ -25,10 +25,10 @@ def make_lake(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Re
         store.create_bucket(bucket)
         storage = LakeStorage(uri=f"s3://{bucket}/lake", storage_options=store.storage_options)
 
-    def make() -> RecoveryLake:
+    def make(properties: Mapping[str, str] | None = None) -> RecoveryLake:
         folder = tmp_path / "project"
         folder.mkdir()
-        lake = RecoveryLake(folder, storage, cluster)
+        lake = RecoveryLake(folder, storage, cluster, properties=dict(properties or {}))
         lake.make()
         return lake
 

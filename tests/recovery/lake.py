@@ -34,7 +34,7 @@ COLUMNS = "n BIGINT, s STRING"
 def read():
     return wl.read_kafka({topic!r}, {bootstrap!r}, schema=COLUMNS, max_rows_per_batch=200)
 
-@wl.table
+@wl.table(table_properties={properties!r})
 @wl.expect("short", "length(s) < 40")
 @wl.expect_or_quarantine("not negative", "n >= 0")
 def events():
@@ -71,6 +71,7 @@ class RecoveryLake(Project):
 
     storage: LakeStorage
     cluster: KafkaCluster
+    properties: dict[str, str] = field(default_factory=dict)
     topic: str = field(default_factory=lambda: f"recovery-{uuid.uuid4().hex[:12]}")
     published: int = 0
     bad: int = 0
@@ -88,7 +89,10 @@ class RecoveryLake(Project):
         (self.folder / "flows" / "__init__.py").touch()
         (self.folder / "flows" / "main.py").write_text("from waxlake.pipeline.deploy import flow\n")
         definitions = _DEFINITIONS.format(
-            topic=self.topic, bootstrap=self.cluster.bootstrap_servers, inbox=str(self.inbox)
+            topic=self.topic,
+            bootstrap=self.cluster.bootstrap_servers,
+            inbox=str(self.inbox),
+            properties=self.properties,
         )
         (self.folder / "flows" / "definitions.py").write_text(definitions)
         spec = _SPEC.format(storage=self.storage.uri, options=json.dumps(self.storage.storage_options))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.recovery.lake import RecoveryLake
-from waxlake.stream.failpoints import FAILPOINTS
+from waxlake.stream.failpoints import FAILPOINTS, MAINTENANCE_FAILPOINTS
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -34,6 +34,24 @@ def test_random_moments(mode: str, make_lake: Callable[[], RecoveryLake]) -> Non
         kills += lake.run_and_kill_after(mode, moments.uniform(0.8, 3.5))
     assert kills > 0
     lake.finish(mode)
+    lake.check()
+
+
+def test_p93_kills_in_the_middle_of_maintenance(make_lake: Callable[..., RecoveryLake]) -> None:
+    lake = make_lake(
+        {
+            "waxlake.compaction.minFiles": "2",
+            "waxlake.vacuum.interval": "interval 0 seconds",
+            "delta.deletedFileRetentionDuration": "interval 5 seconds",
+            "delta.logRetentionDuration": "interval 5 seconds",
+        }
+    )
+    for failpoint in MAINTENANCE_FAILPOINTS:
+        lake.publish(300)
+        lake.finish("triggered")  # else the table that reads this one is behind, and nothing is deleted
+        lake.publish(300)
+        lake.run_to_failpoint("triggered", failpoint)
+    lake.finish("two-processes")
     lake.check()
 
 

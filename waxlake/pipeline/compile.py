@@ -24,6 +24,7 @@ from waxlake.pipeline.plan import RunPlan, SourceGroup
 from waxlake.pipeline.replaced_files import replace_column
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
+from waxlake.pipeline.upkeep import first_needed_version, report_maintenance
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.clock import utc_now
@@ -129,6 +130,8 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
             on_error=lambda error: state.fail(target, error),
             identities=plan.identities,
             endings=plan.endings,
+            first_needed=lambda name: first_needed_version(checked, name),
+            on_maintenance=lambda report: report_maintenance(state.emit, report),
         ),
         **options,
     )

@@ -59,7 +59,7 @@ class RunState:
         is_bounded: bool,
         isolates: bool,
     ) -> None:
-        self._graph, self._completion, self._emit, self._on_commit = graph, completion, emit, on_commit
+        self._graph, self._completion, self.emit, self._on_commit = graph, completion, emit, on_commit
         self._is_bounded, self._isolates = is_bounded, isolates
         self._stopping, self._draining = stopping, threading.Event()
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ class RunState:
             return "wait"
         self._open_groups.add(group.key)
         for part in group.flows:
-            self._emit("flow_progress", f"flow {part.flow.name} is running", flow=part.flow.name, dataset=part.flow.target,
+            self.emit("flow_progress", f"flow {part.flow.name} is running", flow=part.flow.name, dataset=part.flow.target,
                        details={"flow_progress": {"status": "RUNNING"}})  # fmt: skip
         return "go"
 
@@ -137,7 +137,7 @@ class RunState:
             self.failures.setdefault(dataset, error)
         if is_first:
             level = "WARN" if isinstance(error, SourceChanged) else "ERROR"
-            self._emit("flow_progress", str(error), level=level, dataset=dataset, flow=dataset, error=error,
+            self.emit("flow_progress", str(error), level=level, dataset=dataset, flow=dataset, error=error,
                        details={"flow_progress": {"status": "FAILED"}})  # fmt: skip
         if isinstance(error, CommitConflict | SourceChanged):
             self.drain()
@@ -152,7 +152,7 @@ class RunState:
     def retrying(self, group: SourceGroup, error: TransientError, wait_s: float) -> None:
         """Note that a source is tried again."""
         for part in group.flows:
-            self._emit("flow_progress", f"{error} Trying again in {wait_s:.1f} s", level="WARN", dataset=part.flow.target,
+            self.emit("flow_progress", f"{error} Trying again in {wait_s:.1f} s", level="WARN", dataset=part.flow.target,
                        flow=part.flow.name, error=error, details={"flow_progress": {"status": "RETRYING"}})  # fmt: skip
 
     def committed(self, receipt: CommitReceipt) -> None:
@@ -163,6 +163,6 @@ class RunState:
         for part in group.flows:
             if part.flow.target not in self.skipped:
                 self.skipped.add(part.flow.target)
-                self._emit("flow_progress", f"flow {part.flow.name} is skipped: {upstream} failed", level="WARN",
+                self.emit("flow_progress", f"flow {part.flow.name} is skipped: {upstream} failed", level="WARN",
                            dataset=part.flow.target, flow=part.flow.name,
                            details={"flow_progress": {"status": "SKIPPED", "upstream": upstream}})  # fmt: skip

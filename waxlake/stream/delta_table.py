@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,13 @@ class TableLocation:
         with delta_errors(f"look at table '{self.label}'"):
             info = self.filesystem().get_file_info(path)
         return () if info.type == pa_fs.FileType.NotFound else (info.mtime_ns, info.size)
+
+    def committed_at(self, version: int) -> datetime | None:
+        """Return when a version was committed, by the clock of the store; None if the log does not hold it."""
+        path = f"_delta_log/{version:020d}.json"
+        with delta_errors(f"look at table '{self.label}'"):
+            info = self.filesystem().get_file_info(path)
+        return None if info.type == pa_fs.FileType.NotFound else info.mtime.astimezone(timezone.utc)
 
     def read_log(self, version: int) -> list[dict[str, Any]] | None:
         """Return the actions of one commit, in order; None if that version is not in the log (yet, or any more).

@@ -15,6 +15,7 @@ __all__ = [
     "DATABASE_FAILPOINTS",
     "FAILPOINTS",
     "FILES_FAILPOINTS",
+    "MAINTENANCE_FAILPOINTS",
     "MERGE_FAILPOINTS",
     "REFRESH_FAILPOINTS",
     "SCHEMA_FAILPOINTS",
@@ -72,6 +73,13 @@ REFRESH_FAILPOINTS: Final = (
     "refresh-decided",  # it is decided, no table is replaced
     "before-swap",  # a table is about to be replaced
     "swapped",  # a table is replaced, others may not be
+)
+
+MAINTENANCE_FAILPOINTS: Final = (
+    "compaction-written",  # small files were put together, no commit names the new ones
+    "compacted",  # the commit is durable
+    "log-cleaned",  # old log entries are gone, old files are not
+    "vacuumed",  # both are
 )
 
 _name, _, _count = os.environ.get("WAXLAKE_FAILPOINT", "").partition(":")

@@ -1,4 +1,4 @@
-"""Read and rewrite the data files of a target: which may hold a key, which rows do, and the rows that stay.
+"""Read the data files of a snapshot: which may hold a key, single columns, and whole rows. Called by whoever rewrites files.
 
 Key columns of files are kept in memory up to a bound, so that a file is not read twice to learn that it holds no key of the
 next batch either.
@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
-from sinks.cdc.keys import KeyIndex
 from sinks.delta.files import StoredFile
 from waxlake.stream.delta_table import TableLocation, delta_errors
 
@@ -61,10 +59,10 @@ def _first_at_least(values: pa.Array, bound: Any) -> int:
 
 @dataclass(slots=True)
 class FileReader:
-    """Reads columns of a target's data files; those a file lacks are NULL.
+    """Reads columns of a table's data files; those a file lacks are NULL.
 
     Args:
-        location: The target.
+        location: The table.
         schema: Columns that its files may have, hidden ones included.
     """
 
@@ -104,12 +102,6 @@ class FileReader:
                 with delta_errors(self._what(file)):
                     rows = opened.read_row_group(number, columns=present)
                 yield self._shaped(rows, file, names)
-
-    def matches(self, file: StoredFile, index: KeyIndex, names: Sequence[str]) -> tuple[pa.Array, pa.Array]:
-        """Return (row numbers, key numbers) of the rows of a file whose key is in ``index``."""
-        ids = index.find(self.keys(file, names))
-        is_found = pc.is_valid(ids)
-        return pc.indices_nonzero(is_found).cast(pa.int64()), ids.filter(is_found)
 
     def _opened(self, file: StoredFile) -> pq.ParquetFile:
         if self._filesystem is None:

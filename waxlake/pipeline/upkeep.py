@@ -1,0 +1,54 @@
+"""What maintenance of a table has to know of the pipeline, and how it shows in the event log. Called by ``compile``."""
+
+from __future__ import annotations
+
+from sinks.delta.maintenance import MaintenanceReport
+from waxlake.pipeline.check import CheckedGraph
+from waxlake.pipeline.definitions import TableRead
+from waxlake.pipeline.state import Emit
+from waxlake.stream.delta_table import stored_position
+from waxlake.stream.position import RowPosition, app_id
+
+__all__ = ["first_needed_version", "report_maintenance"]
+
+
+def first_needed_version(checked: CheckedGraph, name: str) -> int | None:
+    """Return the first version of a table that a flow of the pipeline has not read whole; None if nobody follows it.
+
+    A flow that has not begun needs all of them if this update is about to begin it, and none if not: one that begins after a
+    vacuum begins with the table as it is.
+
+    Raises:
+        ExternalError: A table cannot be read.
+    """
+    needed: list[int] = []
+    for part in checked.flows:
+        location = checked.graph.datasets[part.flow.target].location
+        if not isinstance(part.read, TableRead) or part.read.name != name or location is None or not location.exists():
+            continue
+        state, handle = part.connector.inspect(), location.open()
+        for partition in state.partitions:
+            position = stored_position(handle, app_id(part.flow.name, state.identity, partition))
+            if position is not None:
+                needed.append(RowPosition.unpack(position).major)
+            elif part in checked.selected_flows:
+                needed.append(0)
+    return min(needed, default=None)
+
+
+def report_maintenance(emit: Emit, done: MaintenanceReport) -> None:
+    """Report a piece of maintenance as ``operation_progress``."""
+    figures = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in done.figures.items())
+    what = {
+        "compact": "small files of {} put together",
+        "vacuum": "files of {} that nobody needs deleted",
+        "postponed": "maintenance of {} postponed",
+    }[done.operation].format(done.table)
+    emit(
+        "operation_progress",
+        f"{what}: {done.error or figures}",
+        level="INFO" if done.operation != "postponed" else "WARN",
+        dataset=done.table,
+        details={"operation_progress": {"operation": done.operation, **done.figures}},
+        error=done.error,
+    )
