@@ -502,13 +502,13 @@ def _versions(batch: pa.RecordBatch) -> list[str]:
 
 
 def _rows(files: Sequence[FoundFile], first: int, edition: int = 0) -> pa.Table:
-    times = pa.array([file.modified_us for file in files], pa.int64())
+    times, paths, sizes, etags = zip(*files, strict=True) if files else ((), (), (), ())
     columns = {
         "number": pa.array(range(first, first + len(files)), pa.int64()),
-        "path": pa.array([file.path for file in files], pa.string()),
-        "size_bytes": pa.array([file.size_bytes for file in files], pa.int64()),
-        "modified_at": times.cast(LEDGER_SCHEMA.field("modified_at").type),
-        "etag": pa.array([file.etag or None for file in files], pa.string()),
+        "path": pa.array(paths, pa.string()),
+        "size_bytes": pa.array(sizes, pa.int64()),
+        "modified_at": pa.array(times, pa.int64()).cast(LEDGER_SCHEMA.field("modified_at").type),
+        "etag": pa.array([etag or None for etag in etags], pa.string()),
         "discovered_at": pa.repeat(pa.scalar(utc_now(), LEDGER_SCHEMA.field("discovered_at").type), len(files)),
         "edition": pa.repeat(pa.scalar(edition, pa.int32()), len(files)),
     }
