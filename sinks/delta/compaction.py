@@ -26,7 +26,7 @@ from sinks.delta.stored import FileReader
 from waxlake.stream.delta_table import arrow_schema
 from waxlake.stream.failpoints import failpoint
 
-__all__ = ["CompactionPolicy", "compact"]
+__all__ = ["CompactionPolicy", "compact", "sorted_rows"]
 
 _TIER = 8  # files of one tier differ in size by this factor at most
 _CURVE_BITS = 16
@@ -115,7 +115,7 @@ def _tier(file: StoredFile) -> int:
 
 
 def _copy(reader: FileReader, files: Sequence[StoredFile], writer: DataFileWriter, policy: CompactionPolicy) -> int:
-    order_by = [name for name in policy.order_by if name in reader.schema.names]
+    order_by = policy.order_by
     copied, gathered = 0, []
     for file in files:
         for rows in reader.groups(file):
@@ -126,11 +126,16 @@ def _copy(reader: FileReader, files: Sequence[StoredFile], writer: DataFileWrite
             else:
                 writer.append(rows)
     if gathered:
-        together = pa.concat_tables(gathered)
-        order = _order(together, order_by)
-        for start in range(0, len(order), _PIECE_ROWS):
-            writer.append(together.take(order.slice(start, _PIECE_ROWS)))
+        together = sorted_rows(pa.concat_tables(gathered), order_by)
+        for start in range(0, copied, _PIECE_ROWS):
+            writer.append(together.slice(start, _PIECE_ROWS))
     return copied
+
+
+def sorted_rows(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return rows in the order of one column, or along a Z-order curve through several; a column not there is left out."""
+    columns = [name for name in columns if name in rows.column_names]
+    return rows.take(_order(rows, columns)) if columns and rows.num_rows else rows
 
 
 def _order(rows: pa.Table, columns: Sequence[str]) -> pa.Array:

@@ -18,18 +18,17 @@ from sinks.delta.protocol import Committer
 from waxlake.stream.delta_table import REBUILT_APP_ID
 from waxlake.stream.errors import UsageError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
+from waxlake.stream.table_properties import order_columns
 
 __all__ = [
     "MANAGED_PROPERTY",
     "MIN_FILES_PROPERTY",
-    "ORDER_PROPERTY",
     "VACUUM_EVERY_PROPERTY",
     "Maintenance",
     "MaintenanceReport",
 ]
 
 MANAGED_PROPERTY: Final = "pipelines.autoOptimize.managed"
-ORDER_PROPERTY: Final = "pipelines.autoOptimize.zOrderCols"
 VACUUM_EVERY_PROPERTY: Final = "waxlake.vacuum.interval"
 MIN_FILES_PROPERTY: Final = "waxlake.compaction.minFiles"
 _TARGET_PROPERTY: Final = "delta.targetFileSize"
@@ -166,8 +165,7 @@ def _created_s(committer: Committer) -> float:
 
 
 def _policy(properties: Mapping[str, str], table: str) -> CompactionPolicy:
-    columns = tuple(name.strip() for name in properties.get(ORDER_PROPERTY, "").split(",") if name.strip())
-    policy = CompactionPolicy(order_by=columns)
+    policy = CompactionPolicy(order_by=order_columns(properties))
     said = properties.get(_TARGET_PROPERTY)
     if said is not None:
         found = _SIZE.fullmatch(said.strip())

@@ -14,6 +14,7 @@ import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from deltalake.transaction import AddAction
 
+from sinks.delta.compaction import sorted_rows
 from sinks.delta.files import StoredFile
 from sinks.delta.maintenance import Maintenance, MaintenanceReport
 from sinks.delta.parquet import DataFileWriter
@@ -28,6 +29,7 @@ from waxlake.stream.failpoints import failpoint
 from waxlake.stream.growth import merge_schemas
 from waxlake.stream.position import app_id
 from waxlake.stream.schema import cast_exact, compare_schemas, delta_schema
+from waxlake.stream.table_properties import order_columns
 
 __all__ = ["DeltaSink", "DeltaTarget", "FlushPolicy", "Output", "RowStore", "SinkControl", "TableWriter"]
 
@@ -256,7 +258,9 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         """Keep the rows of a batch for the next commit."""
         if self._target.replaces:
             if batch.end > batch.start:
-                self._replacement = rows
+                assert self._committer is not None
+                properties = self._committer.handle.metadata().configuration
+                self._replacement = sorted_rows(rows, order_columns(properties))
         elif is_growth:
             grown = merge_schemas(self._schema, delta_schema(rows.schema))
             self._growth = cast_exact(rows, grown, what=f"table '{self._target.location.label}'")

@@ -234,7 +234,7 @@ def test_a_schema_in_use_goes_for_every_name(tmp_path: Path) -> None:
         ("CREATE STREAMING TABLE t (a INT", "SQL_SYNTAX", 1, "(a INT", "not closed"),
         ("SELECT 1", "SQL_SYNTAX", 1, "SELECT", "CREATE"),
         ("CREATE FLOW f AS INSERT INTO t SELECT 1", "SQL_SYNTAX", 1, "SELECT", "BY NAME"),
-        ("CREATE STREAMING TABLE t CLUSTER BY (a) AS SELECT 1", "NOT_AVAILABLE", 1, None, "partition"),
+        ("CREATE STREAMING TABLE t CLUSTER BY AUTO AS SELECT 1", "NOT_AVAILABLE", 1, None, "Name"),
     ],
 )  # fmt: skip
 def test_a_mistake_shows_its_place(

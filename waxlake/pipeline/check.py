@@ -45,6 +45,7 @@ from waxlake.stream.errors import DefinitionError
 from waxlake.stream.growth import merged_type
 from waxlake.stream.schema import compare_schemas, delta_schema, no_rows
 from waxlake.stream.source import Connector, Sharing
+from waxlake.stream.table_properties import order_columns
 
 if TYPE_CHECKING:
     from waxlake.pipeline.file_rows import FileRows
@@ -293,7 +294,7 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
     if dataset.definition.is_merged:
         plan = checked.merges[dataset.name] = merge_plan(dataset, compiled)
         checked.schemas[dataset.name] = target_schema(dataset, plan.shape)
-        _check_partition_columns(dataset, checked.schemas[dataset.name])
+        _check_layout(dataset, checked.schemas[dataset.name])
         check_replaced_files(dataset, compiled, checked.schemas[dataset.name])
         checked.flows += compiled
         return
@@ -301,7 +302,7 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
     schema = delta_schema(schema) if schema is not None else _merged(dataset, compiled)
     for part in compiled:
         part.transform.output = schema
-    _check_partition_columns(dataset, schema)
+    _check_layout(dataset, schema)
     check_replaced_files(dataset, compiled, schema)
     checked.schemas[dataset.name] = schema
     checked.flows += compiled
@@ -406,11 +407,13 @@ def _merged(dataset: Dataset, compiled: Sequence[CheckedFlow]) -> pa.Schema:
     return pa.schema([f.with_nullable(True) if several else f for f in fields.values()])
 
 
-def _check_partition_columns(dataset: Dataset, schema: pa.Schema) -> None:
-    for name in dataset.definition.partition_by:
+def _check_layout(dataset: Dataset, schema: pa.Schema) -> None:
+    ordered = order_columns(dataset.definition.properties)
+    wanted = [("partitioned", name) for name in dataset.definition.partition_by]
+    for what, name in [*wanted, *(("clustered", name) for name in ordered)]:
         if name not in schema.names:
             raise DefinitionError(
-                f"table '{dataset.name}' is partitioned by an unknown column '{name}'",
+                f"table '{dataset.name}' is {what} by an unknown column '{name}'",
                 where=dataset.where,
                 code="UNKNOWN_COLUMN",
                 expected=", ".join(schema.names),
@@ -457,7 +460,7 @@ def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
     checked.schemas[dataset.name] = query.schema
     if dataset.kind == "materialized_view":
         checked.flows.append(_view_flow(checked, dataset, query))
-        _check_partition_columns(dataset, query.schema)
+        _check_layout(dataset, query.schema)
 
 
 def _uses_metadata(branch: Branch) -> bool:

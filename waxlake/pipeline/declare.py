@@ -23,6 +23,7 @@ from waxlake.pipeline.definitions import (
 )
 from waxlake.pipeline.stream import as_schema
 from waxlake.stream.errors import DefinitionError, UsageError
+from waxlake.stream.table_properties import ORDER_PROPERTY
 
 __all__ = [
     "Registry",
@@ -174,7 +175,7 @@ def table(name: Any = None, **options: Any) -> Any:  # noqa: D417 - the options 
         comment: Table comment.
         schema: Columns, as DDL or Arrow schema; None takes those of the query.
         partition_cols: Partition columns.
-        cluster_by: Columns to cluster by; not available yet.
+        cluster_by: Columns to sort data files by, along a Z-order curve if there are several.
         table_properties: Delta table properties.
         path: Place of the table if not the usual one.
     """
@@ -269,9 +270,9 @@ def check_options(kind: str, options: Mapping[str, Any], line: str) -> None:
                 code="ARGUMENT_UNKNOWN",
                 remedy=nearest(key, _OPTIONS[kind]),
             )
-    if options.get("cluster_by"):
+    if "AUTO" in (options.get("cluster_by") or ()):
         raise DefinitionError(
-            "cluster_by is not available yet", where=line, code="NOT_AVAILABLE", remedy="Use partition_cols"
+            "CLUSTER BY AUTO is not available", where=line, code="NOT_AVAILABLE", remedy="Name the columns"
         )
     policy = options.get("refresh_policy", "auto")
     if policy not in ("auto", "full"):
@@ -280,20 +281,26 @@ def check_options(kind: str, options: Mapping[str, Any], line: str) -> None:
         )
 
 
+def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns or ())
+
+
 def definition_from(
     kind: DatasetKind, name: str, function: Callable[[], Any] | None, where: str, options: Mapping[str, Any]
 ) -> DatasetDefinition:
     """Return the definition of a dataset; ``options`` are the arguments of its decorator."""
-    columns = options.get("partition_cols") or ()
+    properties = dict(options.get("table_properties") or {})
+    if options.get("cluster_by"):
+        properties[ORDER_PROPERTY] = ", ".join(_names(options["cluster_by"]))
     return DatasetDefinition(
         name=name,
         kind=kind,
         function=function,
         where=where,
         schema=as_schema(options.get("schema")),
-        partition_by=(columns,) if isinstance(columns, str) else tuple(columns),
+        partition_by=_names(options.get("partition_cols")),
         comment=options.get("comment"),
-        properties=dict(options.get("table_properties") or {}),
+        properties=properties,
         path=options.get("path"),
     )
 
