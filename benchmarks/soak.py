@@ -1,7 +1,7 @@
 """A soak: thousands of small commits to one table, one after the other, with maintenance on. Do they stay cheap and small?
 
-Reports milliseconds a commit (of wall and of CPU time), resident memory, files that the table names and files on disk, for each tenth of the run, and the
-ratio of the last tenth to the first. ``--commits`` and ``--rows`` make it smaller or longer.
+Reports milliseconds a commit (of wall and of CPU time), resident memory, files that the table names and files on disk, for each
+tenth of the run, and the ratio of the last tenth to the first. ``--commits`` and ``--rows`` make it smaller or longer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def run(folder: Path, commits: int, rows: int) -> None:
     tenths: list[float] = []
     cpus: list[float] = []
     print(
-        f"{'commits':>8} {'ms a commit':>12} {'median ms':>10} {'CPU ms':>7} {'MB':>6} {'files':>6} {'on disk':>8} {'log entries':>12}"
+        f"{'commits':>8} {'ms a commit':>12} {'median ms':>10} {'CPU ms':>7} "
+        f"{'MB':>6} {'files':>6} {'on disk':>8} {'log entries':>12}"
     )
     for tenth in range(10):
         took: list[float] = []
@@ -57,7 +58,8 @@ def run(folder: Path, commits: int, rows: int) -> None:
         on_disk = sum(1 for _ in (folder / "t").glob("*.parquet"))
         entries = sum(1 for _ in (folder / "t" / "_delta_log").glob("*.json"))
         print(
-            f"{(tenth + 1) * commits // 10:8,} {tenths[-1]:12.1f} {statistics.median(took):10.1f} {cpus[-1]:7.1f} {resident_mb():6.0f} "
+            f"{(tenth + 1) * commits // 10:8,} {tenths[-1]:12.1f} {statistics.median(took):10.1f} {cpus[-1]:7.1f} "
+            f"{resident_mb():6.0f} "
             f"{len(location.open().file_uris()):6,} {on_disk:8,} {entries:12,}",
             flush=True,
         )
