@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from waxlake.pipeline.graph import Dataset, Graph
     from waxlake.pipeline.progress import Listener
     from waxlake.pipeline.spec import Spec
+    from waxlake.pipeline.state_status import FlowState
     from waxlake.pipeline.status import PipelineStatus, PositionStatus, TableStatus
 
 __all__ = ["app", "main"]
@@ -397,6 +398,28 @@ def status(param: ParamOption = None, spec: SpecOption = None, json: JsonOption 
 
 
 @app.command()
+def state(
+    table: Annotated[str, typer.Argument(help="Table of the pipeline.")],
+    count: Annotated[int, typer.Option("-n", min=0, help="Show this many rows of each table of the state.")] = 0,
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the state of a table's stateful flows: operator, watermark, rows held."""
+    from dataclasses import asdict
+
+    from waxlake.pipeline.rows import json_line
+    from waxlake.pipeline.state_status import table_state
+
+    found = table_state(_load_graph(spec, param), table, limit=count)
+    if not found and not json:
+        typer.echo(f"table {table} has no state")
+    for one in found:
+        for line in [json_line(asdict(one))] if json else _state_lines(one):
+            typer.echo(line)
+
+
+@app.command()
 def slots(
     drop: Annotated[str | None, typer.Option("--drop", help="Drop this slot; nobody may be reading it.")] = None,
     param: ParamOption = None,
@@ -579,6 +602,17 @@ def _status_lines(found: PipelineStatus) -> Iterator[str]:
     for problem in found.problems:
         yield ""
         yield problem
+
+
+def _state_lines(state: FlowState) -> Iterator[str]:
+    yield f"flow {state.flow}: {', '.join(f'{key} {value}' for key, value in state.operator.items())}"
+    yield f"  watermark  {state.watermark or '-'}"
+    for partition, high in state.partitions.items():
+        yield f"  partition  {partition} at {high or '-'}"
+    for name, held in state.tables.items():
+        yield f"  {name:<9}  {held['rows']:,} rows in {held['segments']} segments"
+        for row in state.rows.get(name, ()):
+            yield f"    {row}"
 
 
 def _slot_lines(slot: SlotStatus) -> Iterator[str]:

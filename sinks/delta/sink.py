@@ -158,12 +158,14 @@ class Output:
         removes: Data files that they replace.
         versions: Further app ids to store.
         facts: Flow name to facts for the commit's metadata.
+        rows: Rows in ``adds``, if not all that were kept.
     """
 
     adds: Sequence[AddAction]
     removes: Sequence[StoredFile] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rows: int | None = None
 
 
 class TableWriter(StatefulSinkPartition[MicroBatch, None]):
@@ -391,15 +393,15 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         if self._committer is None or not (self._moves or self._endings):
             return
         rows = self._rows.rows if self._growth is None else self._growth.num_rows
+        output = self._output(self._committer)
         quarantine = None
         if self._rejected is not None and self._target.quarantine is not None and self._rejected.rows:
             rejected_rows = self._rejected.rows
             quarantine = Quarantine(location=self._target.quarantine, adds=self._rejected.finish(), rows=rejected_rows)
-        output = self._output(self._committer)
         receipt = self._committer.commit(
             output.adds,
             self._moves,
-            rows=rows,
+            rows=rows if output.rows is None else output.rows,
             identities={**self._identities, **self._endings, **output.versions},
             quarantine=quarantine,
             metadata=self._facts(output),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from waxlake.stream.batch import MicroBatch
+from waxlake.stream.batch import MicroBatch, RuleCount
 from waxlake.stream.file_counts import FILES_FACT, FileTally
 
 __all__ = ["CommitTally"]
@@ -25,17 +26,10 @@ class CommitTally:
 
     def add(self, batch: MicroBatch, flow: str) -> None:
         """Count one admitted batch of a flow."""
-        facts = self._flows.setdefault(
-            flow, {"read": 0, "rows": 0, "dropped": 0, "quarantined": 0, "rules": {}, "sources": {}, "skipped": []}
-        )
+        rejected = batch.rejected.num_rows if batch.rejected is not None else 0
+        facts = self.add_counts(flow, rules=batch.rules, dropped=batch.dropped, quarantined=rejected)
         facts["read"] += batch.read
         facts["rows"] += batch.table.num_rows
-        facts["dropped"] += batch.dropped
-        facts["quarantined"] += batch.rejected.num_rows if batch.rejected is not None else 0
-        for count in batch.rules:
-            rule = facts["rules"].setdefault((count.dataset, count.rule, count.action), [0, 0])
-            rule[0] += count.passed
-            rule[1] += count.failed
         source = facts["sources"].setdefault((batch.source, batch.partition), {"start": batch.start})
         source["end"] = batch.end
         if FILES_FACT in batch.facts:
@@ -51,6 +45,19 @@ class CommitTally:
             facts["skipped"].append(
                 {"source": batch.source, "partition": batch.partition, "positions": list(batch.skipped), **_lost(batch)}
             )
+
+    def add_counts(self, flow: str, *, rules: Sequence[RuleCount], dropped: int, quarantined: int) -> dict[str, Any]:
+        """Count what rules did to rows of a flow, and return its facts."""
+        facts = self._flows.setdefault(
+            flow, {"read": 0, "rows": 0, "dropped": 0, "quarantined": 0, "rules": {}, "sources": {}, "skipped": []}
+        )
+        facts["dropped"] += dropped
+        facts["quarantined"] += quarantined
+        for count in rules:
+            rule = facts["rules"].setdefault((count.dataset, count.rule, count.action), [0, 0])
+            rule[0] += count.passed
+            rule[1] += count.failed
+        return facts
 
     def facts(self) -> dict[str, Any]:
         """Return the counts as plain JSON values."""

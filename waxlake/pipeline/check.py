@@ -6,7 +6,7 @@ That finds unknown columns, wrong types and misuse, and yields the columns of ev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from waxlake.pipeline.definitions import (
     DatabaseRead,
     FilesRead,
     KafkaRead,
-    Query,
     Read,
     SqlQuery,
     Step,
@@ -35,6 +34,8 @@ from waxlake.pipeline.sql import (
     static_alias,
     with_static_aliases,
 )
+from waxlake.pipeline.stateful import StatefulPlan, stateful_plans, with_inputs
+from waxlake.pipeline.stateful_steps import split_steps, steps_statics
 from waxlake.pipeline.stream import Branch
 from waxlake.pipeline.tables import EmptyTables
 from waxlake.pipeline.transform import Outcome, Transform, mentioned
@@ -81,6 +82,7 @@ class CheckedFlow:
         gates: Datasets that must be up to date before a triggered run reads it.
         partitions: Source partitions whose batches it takes; None for all.
         fixed: Declared columns of its table, where that keeps the source from adding any; None otherwise.
+        side: Number of the input of the flow's stateful operator that it feeds.
     """
 
     flow: Flow
@@ -91,6 +93,7 @@ class CheckedFlow:
     gates: tuple[str, ...]
     partitions: frozenset[str] | None = None
     fixed: pa.Schema | None = None
+    side: int = 0
 
     def takes(self, partition: str) -> bool:
         """Return whether the flow takes the batches of a source partition."""
@@ -180,6 +183,7 @@ class CheckedGraph:
         flows: Streaming flows, one entry a read.
         queries: View name to its query.
         merges: Name of a table that changes are merged into, to how.
+        stateful: Name of a table to its flows that have a stateful operator.
         selected: Datasets that the update brings up to date; None for all.
         is_shadow: Its selected tables are filled beside the real ones: no source may forget what the real ones lack.
     """
@@ -189,6 +193,7 @@ class CheckedGraph:
     flows: list[CheckedFlow] = field(default_factory=list)
     queries: dict[str, BatchQuery] = field(default_factory=dict)
     merges: dict[str, MergePlan] = field(default_factory=dict)
+    stateful: dict[str, dict[str, StatefulPlan]] = field(default_factory=dict)
     selected: frozenset[str] | None = None
     is_shadow: bool = False
 
@@ -274,6 +279,7 @@ def check_graph(graph: Graph) -> CheckedGraph:
         if dataset.kind == "quarantine":
             of = dataset.definition.name
             rows = checked.merges[of].changes if of in checked.merges else checked.schemas[of]
+            rows = with_inputs(rows, checked.stateful.get(of, {}), dataset)
             checked.schemas[name] = quarantine_schema(rows)
         elif dataset.kind == "table":
             _check_table(checked, dataset)
@@ -298,10 +304,14 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
         check_replaced_files(dataset, compiled, checked.schemas[dataset.name])
         checked.flows += compiled
         return
+    plans = stateful_plans(checked, dataset, compiled)
     schema = dataset.definition.schema
-    schema = delta_schema(schema) if schema is not None else _merged(dataset, compiled)
+    schema = delta_schema(schema) if schema is not None else _merged(dataset, compiled, plans)
     for part in compiled:
-        part.transform.output = schema
+        made_by = plans[part.flow.name].finish if part.flow.name in plans else part.transform
+        made_by.output = schema
+    if plans:
+        checked.stateful[dataset.name] = plans
     _check_layout(dataset, schema)
     check_replaced_files(dataset, compiled, schema)
     checked.schemas[dataset.name] = schema
@@ -321,19 +331,20 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
     empty = connector.empty()
     expectations = flow_expectations(dataset, flow)
     rules = [rule.sql for rule in expectations]
+    steps = split_steps(branch.steps, flow.name, connector.metadata_columns)
     of_changes = _columns_of_changes(flow, connector.metadata_columns)
     used = mentioned(branch.steps, connector.metadata_columns) | {
         name for name in connector.metadata_columns if any(name in rule for rule in rules)
     }
     used |= of_changes
     visible = [name for name in empty.column_names if name not in connector.metadata_columns or name in used]
-    statics = _statics(branch.steps, flow)
-    declared = dataset.definition.schema
+    statics = steps_statics(branch.steps, flow)
+    declared = dataset.definition.schema if steps.operator is None else None
     transform = Transform(
         flow=flow.name,
         dataset=dataset.name,
-        steps=branch.steps,
-        expectations=expectations,
+        steps=steps.before,
+        expectations=expectations if steps.operator is None else (),
         source=empty.select(visible),
         hidden=tuple(name for name in visible if name in connector.metadata_columns and name not in of_changes),
         statics=statics,
@@ -353,6 +364,7 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
         gates=gates,
         partitions=connector.takes() if isinstance(connector, Sharing) else None,
         fixed=fixed,
+        side=steps.operator.side if steps.operator is not None else 0,
     )
 
 
@@ -380,16 +392,14 @@ def _fixed_columns(dataset: Dataset, flow: Flow, branch: Branch) -> pa.Schema | 
     return delta_schema(schema)
 
 
-def _statics(steps: Sequence[Step], flow: Flow) -> tuple[str, ...]:
-    texts = [step.text for step in steps if isinstance(step, Query)]
-    return tuple(name for name in flow.statics if any(name.rpartition(".")[2] in text for text in texts))
-
-
-def _merged(dataset: Dataset, compiled: Sequence[CheckedFlow]) -> pa.Schema:
+def _merged(
+    dataset: Dataset, compiled: Sequence[CheckedFlow], plans: Mapping[str, StatefulPlan] | None = None
+) -> pa.Schema:
     """Return the columns of all flows together; a column of two types is an error."""
     fields: dict[str, pa.Field] = {}
     for part in compiled:
-        for item in part.transform.output:
+        plan = (plans or {}).get(part.flow.name)
+        for item in part.transform.output if plan is None else plan.finish.output:
             known = fields.setdefault(item.name, item)
             both = merged_type(known.type, item.type)
             if both is not None:
@@ -423,7 +433,7 @@ def _check_layout(dataset: Dataset, schema: pa.Schema) -> None:
 def _check_streaming_view(checked: CheckedGraph, dataset: Dataset) -> None:
     """A temporary view over a stream is inlined where it is read; here it is only checked."""
     compiled = [_compiled_branch(checked, dataset, flow, branch) for flow in dataset.flows for branch in flow.branches]
-    checked.schemas[dataset.name] = _merged(dataset, compiled)
+    checked.schemas[dataset.name] = _merged(dataset, compiled, stateful_plans(checked, dataset, compiled))
 
 
 def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
@@ -439,7 +449,7 @@ def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
             expectations=dataset.expectations if dataset.kind == "temporary_view" else (),
             source=_empty_rows(checked, query, branch),
             hidden=("_metadata",) if isinstance(branch.read, FilesRead) and _uses_metadata(branch) else (),
-            statics=_statics(branch.steps, flow),
+            statics=steps_statics(branch.steps, flow),
             tables=empty,
             schema=delta_schema(declared) if declared is not None else None,
         )

@@ -18,12 +18,14 @@ from bytewax.testing import TestingSource
 from sinks.cdc import MergeSink
 from sinks.cdc.replacing import ReplacingSink
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
+from sinks.state import StatefulSink
 from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.plan import RunPlan, SourceGroup
 from waxlake.pipeline.replaced_files import replace_column
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
+from waxlake.pipeline.stateful import stateful_flows
 from waxlake.pipeline.upkeep import first_needed_version, report_maintenance
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
@@ -79,7 +81,7 @@ def build_dataflow(
     shared = {part.flow.target for group in groups if len(group.flows) > 1 for part in group.flows}
     for target, parts in streams.items():
         merged = op.merge(f"merge_{step_id(target)}", *parts) if len(parts) > 1 else parts[0]
-        op.output(f"write_{step_id(target)}", merged, _sink(checked, target, plan, state, is_shared=target in shared))
+        op.output(f"write_{step_id(target)}", merged, _sink(checked, target, plan, state, tables, target in shared))
     if not streams:  # Bytewax wants an input and an output, even where there is nothing to do
         op.output("nothing", op.input("nothing_to_do", dataflow, TestingSource([])), StdOutSink())
     return dataflow
@@ -102,7 +104,9 @@ def _read_control(checked: CheckedGraph, group: SourceGroup, plan: RunPlan, stat
     )
 
 
-def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *, is_shared: bool) -> DeltaSink:
+def _sink(
+    checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, tables: StaticTables, is_shared: bool
+) -> DeltaSink:
     dataset = checked.graph.datasets[target]
     assert dataset.location is not None
     interval_s = checked.graph.spec.trigger_interval
@@ -113,6 +117,8 @@ def _sink(checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, *,
     options: dict[str, Any] = {} if merge is None else merge.sink_options()
     if replaced is not None:
         sink, options = ReplacingSink, {"column": replaced}
+    if target in checked.stateful:
+        sink, options = StatefulSink, {"flows": stateful_flows(checked, target, tables)}
     return sink(
         target=DeltaTarget(
             location=dataset.location,
@@ -168,6 +174,7 @@ class _FlowStep:
             outcome.table,
             flow=self.part.flow.name,
             target=self.part.flow.target,
+            side=self.part.side,
             rejected=rejected,
             rules=outcome.rules,
             dropped=outcome.dropped,

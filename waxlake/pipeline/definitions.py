@@ -16,6 +16,7 @@ from waxlake.stream.errors import DefinitionError, UserError
 
 if TYPE_CHECKING:
     from sinks.cdc import ChangeRules
+    from sinks.state import EventTime, Operator
     from waxlake.stream.delta_table import TableLocation
     from waxlake.stream.source import Connector
 
@@ -37,8 +38,10 @@ __all__ = [
     "Read",
     "Select",
     "SqlQuery",
+    "Stateful",
     "Step",
     "TableRead",
+    "WatermarkStep",
     "Where",
     "WithColumns",
     "at_line",
@@ -237,7 +240,30 @@ class Expect:
     where: str
 
 
-Step = Query | Where | Select | WithColumns | Drop | MapBatches | Decode | Expect
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatermarkStep:
+    """``.with_watermark``: which column is the event time of the stateful operator that follows."""
+
+    time: EventTime
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stateful:
+    """A stateful operator; the steps after it are done with what it puts out.
+
+    Attributes:
+        operator: It.
+        side: Number of its input that the branch feeds.
+        where: ``file:line``.
+    """
+
+    operator: Operator
+    side: int = 0
+    where: str
+
+
+Step = Query | Where | Select | WithColumns | Drop | MapBatches | Decode | Expect | WatermarkStep | Stateful
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

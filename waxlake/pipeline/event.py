@@ -27,6 +27,7 @@ EVENT_TYPES = (
     "schema_evolution",
 )
 _IDS = uuid.UUID("5d6c9f0e-3c0f-4f0b-9b1e-7a4c0b6f1f63")
+_KINDS = ("upserted", "deleted", "late", "untimed", "future", "state")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -230,7 +231,7 @@ def _progress(receipt: CommitReceipt, facts: Mapping[str, Any], size_bytes: int,
             "num_output_rows": facts.get("rows", 0),
             "num_output_bytes": size_bytes,
             "num_quarantined_rows": facts.get("quarantined", 0),
-            **{f"num_{kind}_rows": facts[kind] for kind in ("upserted", "deleted") if kind in facts},
+            **{f"num_{kind}_rows": facts[kind] for kind in _KINDS if kind in facts},
             "num_read_records": facts.get("read", 0),
             "backlog_records": _backlog(sources, "records"),
             "backlog_files": _backlog(sources, "files"),

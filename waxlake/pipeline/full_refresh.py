@@ -26,6 +26,7 @@ from sinks.cdc.state import STATE_APP_ID, adopt_events
 from sinks.delta.files import stored_paths
 from sinks.delta.protocol import Committer, new_run_number
 from sinks.delta.swap import positions_of, swap_in
+from sinks.state.store import state_app_id
 from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Graph
@@ -123,7 +124,8 @@ def forget_positions(checked: CheckedGraph, names: Sequence[str], run_number: in
         if location is None or not location.exists():
             continue
         handle = location.open()
-        identities: dict[str, int] = {}
+        apps = [state_app_id(flow.name) for flow in checked.graph.datasets[name].flows]
+        identities = {app: FORGOTTEN for app in apps if stored_position(handle, app) is not None}
         for part in checked.flows:
             if part.flow.target != name:
                 continue

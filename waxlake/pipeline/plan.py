@@ -16,6 +16,7 @@ from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
+from waxlake.pipeline.stateful import require_same_state
 from waxlake.pipeline.view import ViewConnector
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
@@ -390,6 +391,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
             expected="the one that table was filled from",
             remedy=f"It was deleted and created again (or the cluster changed). {remedy}",
         )
+    require_same_state(checked, part, handle)
     positions = {}
     for partition in filter(part.takes, state.partitions):
         stored = stored_position(handle, app_id(part.flow.name, state.identity, partition))

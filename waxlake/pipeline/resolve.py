@@ -28,6 +28,7 @@ from waxlake.pipeline.definitions import (
     located,
 )
 from waxlake.pipeline.dialect import translated, translated_changes, translated_rules
+from waxlake.pipeline.stateful_steps import keeps_late
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.delta_table import unusable_sign
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
@@ -239,8 +240,9 @@ class _Resolver:
             location = usual
             if definition.path:
                 location = replace(location, uri=_table_path(self._spec, definition))
+        resolved = tuple(self._flow(definition, flow) for flow in flows)
         quarantine = None
-        if _quarantines(definition) and location is not None:
+        if (_quarantines(definition) or any(map(keeps_late, resolved))) and location is not None:
             if definition.path:
                 quarantine = replace(
                     location, uri=location.uri + QUARANTINE_SUFFIX, name=definition.name + QUARANTINE_SUFFIX
@@ -253,7 +255,7 @@ class _Resolver:
             definition=definition,
             location=location,
             quarantine=quarantine,
-            flows=tuple(self._flow(definition, flow) for flow in flows),
+            flows=resolved,
         )
 
     def _flow(self, definition: DatasetDefinition, flow: FlowDefinition) -> Flow:

@@ -26,6 +26,7 @@ from waxlake.pipeline.definitions import (
     calling_line,
     located,
 )
+from waxlake.pipeline.stateful_methods import StatefulMethods
 from waxlake.stream.errors import DefinitionError, UsageError
 
 __all__ = [
@@ -119,7 +120,7 @@ class Relation:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream(Relation):
+class Stream(Relation, StatefulMethods):
     """Rows that keep coming; the query of a streaming table."""
 
 

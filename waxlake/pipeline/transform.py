@@ -22,7 +22,9 @@ from waxlake.pipeline.definitions import (
     MapBatches,
     Query,
     Select,
+    Stateful,
     Step,
+    WatermarkStep,
     Where,
     WithColumns,
     located,
@@ -72,6 +74,10 @@ def mentioned(steps: Iterable[Step], names: Iterable[str]) -> frozenset[str]:
             texts += _debezium().needs
         elif isinstance(step, Expect):
             texts += [rule.sql for rule in step.expectations]
+        elif isinstance(step, WatermarkStep):
+            texts.append(step.time.column)
+        elif isinstance(step, Stateful):
+            texts += step.operator.columns
     text = "\n".join(texts)
     return frozenset(name for name in names if name in text)
 

@@ -74,6 +74,7 @@ class MicroBatch:
         cost_bytes: Memory the batch holds of its source's byte budget.
         replaced: Files that were written anew and begin with this batch: their earlier rows leave the table in the commit that
             holds it (only with a sink that replaces; others ignore it).
+        side: Number of the input of a stateful operator that the rows are for.
         facts: Further values for the commit's metadata.
     """
 
@@ -97,6 +98,7 @@ class MicroBatch:
     cost_bytes: int = 0
     budget: str = ""
     replaced: tuple[str, ...] = ()
+    side: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
     def with_rows(self, table: pa.Table, **changes: Any) -> MicroBatch:

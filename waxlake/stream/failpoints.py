@@ -19,6 +19,7 @@ __all__ = [
     "MERGE_FAILPOINTS",
     "REFRESH_FAILPOINTS",
     "SCHEMA_FAILPOINTS",
+    "STATE_FAILPOINTS",
     "UPLOAD_FAILPOINTS",
     "failpoint",
 ]
@@ -45,6 +46,12 @@ FILES_FAILPOINTS: Final = (
 MERGE_FAILPOINTS: Final = (
     "merge-begun",  # changes are to be merged, nothing is written
     "state-written",  # the state beside a target is written, no commit names it yet
+)
+
+STATE_FAILPOINTS: Final = (
+    "state-applied",  # a stateful operator has taken the rows of a flush, nothing is written
+    "state-written",  # its state is written, no commit names it yet
+    "state-committed",  # it is named, files of the state before are not deleted yet
 )
 
 DATABASE_FAILPOINTS: Final = (

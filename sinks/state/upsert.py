@@ -1,0 +1,60 @@
+"""Take out the rows of a table that newer ones replace: data files that hold some are rewritten without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+
+from sinks.cdc.keys import row_numbers
+from sinks.cdc.stored import FileReader, may_hold
+from sinks.delta.files import StoredFile, stored_files
+from sinks.state.rows import ROW, same_keys
+from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.engine import open_session
+
+__all__ = ["rewritten_without"]
+
+
+def rewritten_without(
+    location: TableLocation, handle: DeltaTable, schema: pa.Schema, keys: pa.Table
+) -> tuple[Sequence[StoredFile], Sequence[pa.Table]]:
+    """Return the stored files that hold one of some keys, and the rows of them that stay.
+
+    Args:
+        location: The table.
+        handle: Its snapshot.
+        schema: Its columns.
+        keys: Keys of rows that leave, NULLs equal to each other.
+    """
+    names = keys.column_names
+    values = [_bounds(keys.column(name)) for name in names]
+    prunable = [i for i, name in enumerate(names) if keys.column(name).null_count == 0]
+    reader = FileReader(location, schema)
+    removes, stay = [], []
+    session = open_session()
+    try:
+        session.register("leaving", keys)
+        for file in stored_files(handle):
+            if not may_hold(file, [names[i] for i in prunable], [values[i] for i in prunable]):
+                continue
+            held = reader.columns(file, names)
+            session.register("held", held.append_column(ROW, row_numbers(len(held))))
+            found = session.sql(
+                f"SELECT {ROW} FROM held h ANTI JOIN leaving l ON {same_keys(names, 'h', 'l')} ORDER BY {ROW}"
+            ).to_arrow_table()
+            if len(found) == len(held):
+                continue
+            removes.append(file)
+            if len(found):
+                stay.append(reader.columns(file, schema.names).take(found.column(0)).cast(schema))
+    finally:
+        session.close()
+    return removes, stay
+
+
+def _bounds(column: pa.ChunkedArray) -> pa.Array:
+    values = column.unique()
+    return values.take(pc.array_sort_indices(values))

@@ -1,0 +1,70 @@
+"""Stateful streaming as a user meets it: files land, tables are declared, runs in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.e2e.project import Project
+
+DEDUPE = """
+def events():
+    return wl.read_files("inbox", format="json", schema="id BIGINT, ts TIMESTAMP, v BIGINT").drop("_rescued_data")
+
+@wl.table
+def once():
+    return events().drop_duplicates("id")
+
+@wl.table
+@wl.expect_or_drop("positive", "v > 0")
+def recent():
+    return (events().with_watermark("ts", "10 minutes", late="quarantine")
+            .drop_duplicates(["id"], within="5 minutes").with_columns(double="v * 2"))
+"""
+
+
+def row(id: int | None, minute: int | None, v: int = 1) -> dict[str, object]:
+    ts = None if minute is None else f"2024-05-01 {10 + minute // 60:02d}:{minute % 60:02d}:00"
+    return {"id": id, "ts": ts, "v": v}
+
+
+def test_p84_p80_duplicates_across_runs_and_the_watermark(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.define(DEDUPE)
+    project.land("1.json", row(1, 0), row(1, 3), row(2, 0, v=0), row(None, 1), row(None, 2), row(3, None))
+    project.run()
+    assert project.rows("once", "id", "v") == [(1, 1), (2, 0), (3, 1), (None, 1)]
+    assert project.rows("recent", "id", "double") == [(1, 2), (None, 2)]
+    project.land("2.json", row(1, 4), row(1, 6), row(4, 60), row(2, 9))
+    project.run()
+    assert len(project.rows("once")) == 5
+    assert project.rows("recent", "id", "v") == [(1, 1), (1, 1), (2, 1), (4, 1), (None, 1)]
+    project.land("3.json", row(1, 49), row(5, 50), row(6, 30))  # the watermark is at minute 50
+    project.run()
+    assert project.rows("recent", "id", "v") == [(1, 1), (1, 1), (2, 1), (4, 1), (5, 1), (None, 1)]
+    late = project.rows("recent_quarantine", "id", "_failed_rules")
+    assert late == [(1, ["late"]), (3, ["no event time"]), (6, ["late"])]
+    metrics = [e["details"]["flow_progress"].get("metrics") for e in project.events("flow_progress")]
+    assert sum(m["num_late_rows"] + m["num_untimed_rows"] for m in metrics if m and "num_late_rows" in m) == 3
+    shown = json.loads(project.waxlake("state", "recent", "--json", "-n", "5").succeeded().out)
+    assert (shown["watermark"], shown["tables"]["keys"]["rows"]) == ("2024-05-01T10:50:00Z", 2)
+    assert [held["id"] for held in shown["rows"]["keys"]] == [4, 5]
+    assert "watermark  2024-05-01T10:50:00Z" in project.waxlake("state", "recent").succeeded().out
+
+
+def test_p84c_another_state_is_refused_and_a_full_refresh_fills_anew(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.define(DEDUPE)
+    project.land("1.json", row(1, 0), row(1, 1), row(2, 0))
+    project.run()
+    project.define(DEDUPE.replace('drop_duplicates("id")', 'drop_duplicates(["id", "v"])'))
+    project.waxlake("run").refused("STATE_SHAPE_CHANGED", "--full-refresh once", "--reset-checkpoint once")
+    project.define(DEDUPE.replace('.drop_duplicates("id")', ""))
+    project.waxlake("run").refused("STATE_SHAPE_CHANGED", "no stateful operator")
+    project.define(DEDUPE.replace('drop_duplicates("id")', 'drop_duplicates(["id", "v"])'))
+    project.run("--full-refresh", "once")
+    project.land("2.json", row(1, 0), row(1, 1, v=2))
+    project.run()
+    assert project.rows("once", "id", "v") == [(1, 1), (1, 2), (2, 1)]
+    project.run("--reset-checkpoint", "once")
+    assert project.rows("once", "id", "v") == [(1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (2, 1)]
