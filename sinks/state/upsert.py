@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from sinks.cdc.keys import row_numbers
-from sinks.cdc.stored import FileReader, may_hold
 from sinks.delta.files import StoredFile, stored_files
+from sinks.delta.stored import FileReader, may_hold
 from sinks.state.rows import ROW, same_keys
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.engine import open_session
