@@ -244,6 +244,35 @@ def test_table_that_was_compacted(orders: Project) -> None:
     assert_exact(orders, 3)
 
 
+def test_table_that_somebody_restored(orders: Project) -> None:
+    """Its rows went back and its positions did not: it would silently miss rows for ever."""
+    ran_twice(orders)
+    before = orders.handle("orders").version()
+    orders.handle("orders").restore(before - 1)
+    orders.land("3.json", {"id": 3, "amount": 3.0})
+
+    orders.waxlake("run").refused("TABLE_RESTORED", "'orders'", f"version {before + 1}", "--full-refresh")
+
+    assert orders.rows("orders", "id") == [1]
+    orders.handle("orders").restore(before)
+    orders.waxlake("run").refused("TABLE_RESTORED", "'orders'")
+    orders.waxlake("run", "--full-refresh", "orders,paid,total").succeeded()
+    assert_exact(orders, 3)
+
+
+def test_w17_event_log_that_was_deleted(orders: Project) -> None:
+    ran_twice(orders)
+    shutil.rmtree(orders.folder / "lake/events")
+    orders.land("3.json", {"id": 3, "amount": 3.0})
+
+    orders.run()
+
+    assert_exact(orders, 3)
+    events = orders.events("flow_progress")
+    versions = {e["details"]["flow_progress"].get("table_version") for e in events if e["dataset"] == "orders"}
+    assert {1, 2, 3} <= versions  # taken from the table's own commits
+
+
 def test_table_that_somebody_appended_to(orders: Project) -> None:
     ran_twice(orders)
     appended(orders)

@@ -12,8 +12,12 @@ from typing import Any
 
 from sinks.delta.protocol import METADATA_KEY, CommitReceipt
 from waxlake.stream.delta_table import TableLocation, delta_errors
+from waxlake.stream.errors import TerminalError
 
-__all__ = ["Commit", "commits_since", "recent_commits"]
+__all__ = ["Commit", "commits_since", "recent_commits", "refuse_restored"]
+
+
+_SEARCH = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,3 +102,29 @@ def _commits(infos: list[dict[str, Any]], version: int, size_bytes: int) -> Iter
         if isinstance(metadata, dict) and metadata.get("flows"):
             at = datetime.fromtimestamp(int(info.get("timestamp") or 0) / 1000, tz=timezone.utc)
             yield Commit(version=version, committed_at=at, metadata=metadata, size_bytes=size_bytes)
+
+
+def refuse_restored(location: TableLocation) -> None:
+    """Stop if a table was put back to an older version by other means than ours since we last wrote it.
+
+    Rows went back and positions did not: to go on would leave out what the table no longer holds. Called at the start of a run;
+    reads the log from its end to our last entry.
+
+    Raises:
+        TerminalError: It was. Not retryable.
+    """
+    latest = location.open().version()
+    for version in range(latest, max(-1, latest - _SEARCH), -1):
+        actions = location.read_log(version) or []
+        for info in (action["commitInfo"] for action in actions if "commitInfo" in action):
+            if info.get(METADATA_KEY):
+                return
+            if info.get("operation") == "RESTORE":
+                raise TerminalError(
+                    f"cannot go on writing table '{location.label}'",
+                    code="TABLE_RESTORED",
+                    found=f"version {version} puts it back to an older one, and its source positions stayed where they were",
+                    expected="commits that leave positions and rows in step",
+                    remedy="Restore the version before that one and use `waxlake rewind`, or fill it anew with --full-refresh, "
+                    "or read its sources from their start with --reset-checkpoint",
+                )

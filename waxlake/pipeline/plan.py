@@ -14,6 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.commits import refuse_restored
 from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
 from waxlake.pipeline.stateful import require_same_state
@@ -168,13 +169,14 @@ def prepare_tables(checked: CheckedGraph) -> None:
     A table gets new columns in the commit that holds their first rows; its quarantine table gets them here.
 
     Raises:
-        TerminalError: The storage is not writable. Not retryable.
+        TerminalError: The storage is not writable, or a table was restored by other means. Not retryable.
     """
     for name in checked.graph.order:
         dataset = checked.graph.datasets[name]
         if dataset.location is None or dataset.kind == "quarantine":
             continue
         handle = _prepared(dataset.location, checked, dataset)
+        refuse_restored(dataset.location)
         if dataset.quarantine is not None:
             _prepared(dataset.quarantine, checked, dataset, is_quarantine=True)
             finish_quarantine(dataset.location, dataset.quarantine)
