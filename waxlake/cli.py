@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from waxlake.pipeline.copy_into import CopyOptions
     from waxlake.pipeline.events import Event
     from waxlake.pipeline.graph import Dataset, Graph
+    from waxlake.pipeline.lease import LeaseTerms
     from waxlake.pipeline.progress import Listener
     from waxlake.pipeline.spec import Spec
     from waxlake.pipeline.state_status import FlowState
@@ -116,6 +117,17 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Fill anew even where a source no longer holds what a table holds.")
     ] = False,
+    adopt: Annotated[
+        list[str] | None,
+        typer.Option("--adopt", help="Take these tables over from another pipeline: a,b. Repeatable."),
+    ] = None,
+    queue: Annotated[bool, typer.Option("--queue", help="Wait while another update of the pipeline runs.")] = False,
+    queue_timeout: Annotated[
+        str | None, typer.Option("--queue-timeout", help="Wait so long at most, as 10m; goes with --queue.")
+    ] = None,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Let another update of the pipeline drain and end, and go on from it.")
+    ] = False,
     param: ParamOption = None,
     spec: SpecOption = None,
     metrics_port: Annotated[
@@ -140,6 +152,8 @@ def run(
             is_full=full_refresh_all,
             is_forced=force,
         ),
+        terms=_lease_terms(queue=queue, queue_timeout=queue_timeout, takeover=takeover),
+        adopts=_names(adopt),
     )
     if processes > 1:  # each process reports for itself
         if metrics_port is not None:
@@ -162,6 +176,31 @@ def run(
             listener.close()
 
 
+def _lease_terms(*, queue: bool, queue_timeout: str | None, takeover: bool) -> LeaseTerms:
+    from waxlake.pipeline.lease import LeaseTerms
+    from waxlake.stream.settings import parse_duration
+
+    if takeover and (queue or queue_timeout):
+        raise UsageError(
+            "--takeover and --queue", code="OPTION_INVALID", found="both", expected="one of them: take over, or wait"
+        )
+    timeout_s = None
+    if queue_timeout is not None:
+        try:
+            timeout_s = parse_duration(queue_timeout)
+        except ValueError:
+            raise UsageError(
+                "option --queue-timeout",
+                code="OPTION_INVALID",
+                found=repr(queue_timeout),
+                expected="a time such as 10m",
+            ) from None
+    is_queued = queue or queue_timeout is not None
+    return LeaseTerms(
+        on_running="takeover" if takeover else "queue" if is_queued else "refuse", queue_timeout_s=timeout_s
+    )
+
+
 def _names(values: Iterable[str] | None) -> tuple[str, ...]:
     """Return the names of comma lists, each once."""
     return tuple(dict.fromkeys(name.strip() for value in values or () for name in value.split(",") if name.strip()))
@@ -179,8 +218,10 @@ def _progress(*, is_json: bool) -> Listener:
 def dry_run(param: ParamOption = None, spec: SpecOption = None) -> None:
     """Check every definition, name, column and type, without reading or writing data."""
     from waxlake.pipeline.check import check_graph
+    from waxlake.pipeline.ownership import refuse_foreign_tables
 
     graph = _load_graph(spec, param)
+    refuse_foreign_tables(graph)
     checked = check_graph(graph)
     for name in _defined(graph):
         typer.echo(f"{_kind(graph.datasets[name])} {name}")

@@ -61,6 +61,7 @@ name: recovery
 storage: {storage}
 libraries: [{{glob: {{include: "flows/definitions.py"}}}}]
 trigger_interval: 200ms
+lease_time: 4s
 storage_options: {options}
 """
 

@@ -14,6 +14,7 @@ from pathlib import Path
 MODES: dict[str, list[str]] = {
     "triggered": ["-m", "waxlake", "run"],
     "continuous": ["-m", "waxlake", "run", "--continuous"],
+    "takeover": ["-m", "waxlake", "run", "--continuous", "--takeover"],
     "two-workers": ["-m", "waxlake", "run", "--workers", "2"],
     "two-processes": ["-m", "waxlake", "run", "--processes", "2"],
     "bytewax-run": ["-m", "bytewax.run", "flows.main"],

@@ -29,6 +29,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from waxlake.stream.errors import InternalError, SchemaGrown, TerminalError, WaxlakeError
 
 if TYPE_CHECKING:
+    from waxlake.pipeline.lease import UpdateLease
     from waxlake.pipeline.prepared import UpdateResult
     from waxlake.pipeline.run import RunOptions
     from waxlake.pipeline.spec import Spec
@@ -167,11 +168,11 @@ def cluster_from_arguments(arguments: Sequence[str], environ: Mapping[str, str])
     )
 
 
-def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
+def run_processes(spec: Spec, options: RunOptions, lease: UpdateLease) -> UpdateResult:
     """Run one update in several processes of this machine, and wait for all of them.
 
     SIGTERM and SIGINT are handed on to them; when one dies, the others are ended. When it ended because a source has new
-    columns, all are started again.
+    columns, all are started again. The lease is this process's: they run under it.
 
     Raises:
         TerminalError: A process failed. What was committed stays; a later run goes on from there.
@@ -183,7 +184,7 @@ def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
     is_draining = threading.Event()
     codes = [SchemaGrown.exit_code]
     while SchemaGrown.exit_code in codes and not is_draining.is_set():
-        codes = _run_children(spec, options, is_draining)
+        codes = _run_children(spec, options, is_draining, lease)
     bad = [(i, code) for i, code in enumerate(codes) if code != 0]
     if bad and not (is_draining.is_set() and SchemaGrown.exit_code in codes):
         raise TerminalError(
@@ -199,7 +200,7 @@ def run_processes(spec: Spec, options: RunOptions) -> UpdateResult:
     )
 
 
-def _run_children(spec: Spec, options: RunOptions, is_draining: threading.Event) -> list[int]:
+def _run_children(spec: Spec, options: RunOptions, is_draining: threading.Event, lease: UpdateLease) -> list[int]:
     """Start all processes, wait for them, and return how each ended."""
     from waxlake.pipeline.run import draining_on_signals
 
@@ -212,6 +213,8 @@ def _run_children(spec: Spec, options: RunOptions, is_draining: threading.Event)
         "WAXLAKE_PROGRESS": options.progress,
         "WAXLAKE_PARAMS": json.dumps(dict(spec.configuration)),
         "WAXLAKE_REFRESH": ",".join(options.selection.names),
+        "WAXLAKE_ON_RUNNING": "held",
+        "WAXLAKE_CLAIM": "1" if lease.was_taken_over else "",
     }
     per_process = ["-w", str(options.workers), "-a", addresses, "-s", "1"]
     children = [
@@ -230,6 +233,8 @@ def _run_children(spec: Spec, options: RunOptions, is_draining: threading.Event)
     try:
         with draining_on_signals(drain):
             while any(child.poll() is None for child in children):
+                if lease.is_lost and not is_draining.is_set():
+                    drain()
                 if any(child.poll() not in (None, 0) for child in children):
                     break
                 time.sleep(0.05)

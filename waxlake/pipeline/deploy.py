@@ -1,8 +1,10 @@
 """The pipeline as a plain Bytewax deployment: ``python -m bytewax.run flows.main``, with ``-w`` or ``-i``/``-a``.
 
-``flow`` is a factory; importing this module does nothing. ``WAXLAKE_SPEC`` names the spec, ``WAXLAKE_MODE`` overrides its
-mode, ``WAXLAKE_PARAMS`` (JSON) its configuration, ``WAXLAKE_REFRESH`` (names, comma between) its choice of tables;
-``WAXLAKE_PROGRESS`` (``lines`` or ``json``) reports on stdout, and ``WAXLAKE_METRICS_PORT`` serves Prometheus metrics.
+``flow`` is a factory; importing this module does nothing. ``WAXLAKE_SPEC`` names the spec, ``WAXLAKE_MODE`` overrides its mode,
+``WAXLAKE_PARAMS`` (JSON) its configuration, ``WAXLAKE_REFRESH`` (names, comma between) its choice of tables.
+``WAXLAKE_ON_RUNNING`` says what to do while another update of the pipeline runs: ``queue`` (the default: wait for its end),
+``takeover`` or ``refuse``. ``WAXLAKE_PROGRESS`` (``lines`` or ``json``) reports on stdout, and ``WAXLAKE_METRICS_PORT`` serves
+Prometheus metrics.
 Bytewax itself runs the dataflow, so an error ends the process with a traceback and a non-zero exit code.
 Exit code 75 means: a source has new columns, they are stored, start again.
 """
@@ -17,13 +19,17 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bytewax.dataflow import Dataflow
 
+from waxlake.stream.errors import UsageError
+
 if TYPE_CHECKING:
+    from waxlake.pipeline.lease import OnRunning, UpdateLease
     from waxlake.pipeline.prepared import PreparedRun
     from waxlake.pipeline.progress import Listener
+    from waxlake.pipeline.spec import Spec
 
 __all__ = ["flow"]
 
@@ -36,6 +42,7 @@ def flow() -> Dataflow:
     """
     from waxlake.pipeline.cluster import cluster_from_arguments
     from waxlake.pipeline.events import EventLog
+    from waxlake.pipeline.lease import UpdateCanceled
     from waxlake.pipeline.prepared import prepare_run
     from waxlake.pipeline.selection import Selection
     from waxlake.pipeline.spec import load_spec
@@ -46,22 +53,44 @@ def flow() -> Dataflow:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: stopping.set())
+    lease = _lease(spec, os.environ, stopping) if cluster.process_id == 0 else None
+    if lease is not None:
+        atexit.register(lease.close)
     log = EventLog(spec.events_location())
     atexit.register(log.close)
-    run = prepare_run(
-        spec,
-        [log, *_listeners(os.environ)],
-        mode=os.environ.get("WAXLAKE_MODE") or None,
-        workers=cluster.worker_count,
-        cluster=cluster,
-        stopping=stopping,
-        isolates=False,
-        refresh=Selection(refresh=tuple(filter(None, os.environ.get("WAXLAKE_REFRESH", "").split(",")))),
-    )
+    try:
+        run = prepare_run(
+            spec,
+            [log, *_listeners(os.environ)],
+            mode=os.environ.get("WAXLAKE_MODE") or None,
+            workers=cluster.worker_count,
+            cluster=cluster,
+            stopping=stopping,
+            isolates=False,
+            claims=bool(os.environ.get("WAXLAKE_CLAIM")),
+            refresh=Selection(refresh=tuple(filter(None, os.environ.get("WAXLAKE_REFRESH", "").split(",")))),
+            lease=lease,
+        )
+    except UpdateCanceled:  # asked to end while it waited for its turn
+        sys.exit(0)
     if cluster.process_id == 0:
         atexit.register(run.report_end)
     sys.excepthook = _exit_hook(run)
     return run.dataflow
+
+
+def _lease(spec: Spec, environ: Mapping[str, str], stopping: threading.Event) -> UpdateLease | None:
+    """Return the lease that process 0 takes for all; None where the process that started this one holds it."""
+    from waxlake.pipeline.lease import LeaseTerms, UpdateLease
+
+    wanted = environ.get("WAXLAKE_ON_RUNNING") or "queue"
+    if wanted == "held":
+        return None
+    if wanted not in ("queue", "takeover", "refuse"):
+        raise UsageError(
+            "WAXLAKE_ON_RUNNING", code="OPTION_INVALID", found=repr(wanted), expected="queue, takeover or refuse"
+        )
+    return UpdateLease(spec, LeaseTerms(on_running=cast("OnRunning", wanted)), stopping)
 
 
 def _exit_hook(run: PreparedRun) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:

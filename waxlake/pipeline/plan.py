@@ -17,7 +17,11 @@ from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.commits import refuse_restored
 from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
+<<<<<<< HEAD
 from waxlake.pipeline.stateful import require_same_state
+=======
+from waxlake.pipeline.ownership import owner_identity
+>>>>>>> dbcab24 (pipeline: one update at a time by a lease; a table belongs to one pipeline; states of updates)
 from waxlake.pipeline.view import ViewConnector
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
@@ -339,9 +343,10 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
 
 
 def _remember_source(plan: RunPlan, checked: CheckedGraph, part: CheckedFlow, state: SourceState) -> None:
+    flow = part.flow.name
+    plan.identities.setdefault(flow, {}).update(owner_identity(checked.graph.spec))
     if not state.name:
         return
-    flow = part.flow.name
     plan.identities.setdefault(flow, {}).update(
         {
             identity_app_id(flow, state.name): identity_version(state.identity),

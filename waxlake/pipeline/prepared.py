@@ -9,7 +9,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ from waxlake.pipeline.definitions import FilesRead
 from waxlake.pipeline.events import Event, backfill_from_commits, make_event, progress_events
 from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.full_refresh import finish_full_refreshes
+from waxlake.pipeline.lease import Holder, UpdateLease
+from waxlake.pipeline.ownership import refuse_foreign_tables
 from waxlake.pipeline.plan import (
     Completion,
     RunPlan,
@@ -75,8 +78,9 @@ class _Reporter:
     """Hands events to the event log and to every listener."""
 
     def __init__(self, spec: Spec, update_id: str, listeners: Sequence[Listener]) -> None:
-        self._spec, self._update_id, self._listeners = spec, update_id, listeners
+        self._spec, self.update_id, self._listeners = spec, update_id, list(listeners)
         self.rows: dict[str, int] = {}
+        self._held: list[Event] | None = None
 
     def __call__(
         self,
@@ -95,7 +99,7 @@ class _Reporter:
                 event_type,
                 message,
                 pipeline=self._spec.name,
-                update_id=self._update_id,
+                update_id=self.update_id,
                 level=level,
                 dataset=dataset,
                 flow=flow,
@@ -104,14 +108,37 @@ class _Reporter:
             )
         )
 
+    def planning_failed(self, error: WaxlakeError) -> None:
+        """Report an update that never ran, unless nobody has heard of it."""
+        if self._held is None:
+            self("update_progress", f"update FAILED: {error}", level="ERROR",
+                 details={"update_progress": {"state": "FAILED"}}, error=error)  # fmt: skip
+
     def committed(self, receipt: CommitReceipt) -> None:
         self.rows[receipt.table] = self.rows.get(receipt.table, 0) + receipt.rows
-        for event in progress_events(receipt, pipeline=self._spec.name, update_id=self._update_id):
+        for event in progress_events(receipt, pipeline=self._spec.name, update_id=self.update_id):
             self.send(event)
 
     def send(self, event: Event) -> None:
+        if self._held is not None:
+            self._held.append(event)
+            return
         for listener in self._listeners:
             listener.on_event(event)
+
+    def hold(self) -> None:
+        """Keep events back until ``let_go``: whether this update begins at all is not known yet."""
+        self._held = []
+
+    def let_go(self) -> None:
+        """Hand on what was kept back, and every event from now on at once."""
+        held, self._held = self._held, None
+        for event in held or ():
+            self.send(event)
+
+    def state(self, state: str, message: str, *, level: str = "INFO") -> None:
+        """Report the state of the update."""
+        self("update_progress", message, level=level, details={"update_progress": {"state": state}})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -256,6 +283,8 @@ def prepare_run(
     checked: CheckedGraph | None = None,
     refresh: Selection | None = None,
     before: PreparedRun | None = None,
+    lease: UpdateLease | None = None,
+    cause: str = "USER_ACTION",
 ) -> PreparedRun:
     """Load, check and plan an update, and compile it.
 
@@ -271,8 +300,11 @@ def prepare_run(
         checked: The pipeline, if it was checked already; else it is loaded from its files.
         refresh: Which of its tables to bring up to date; None for all.
         before: The part of the same update that this one goes on from.
+        lease: Taken before anything is written; None if the caller holds it.
+        cause: Why the update was started.
 
     Raises:
+        UpdateCanceled: The process was asked to stop while it waited for its turn.
         WaxlakeError: A definition is wrong, a source or table cannot be used.
     """
     started_s = time.monotonic()
@@ -283,31 +315,37 @@ def prepare_run(
 
     def check_here() -> CheckedGraph:
         if not graphs:
-            graph = check_graph(load_graph(spec))
+            loaded = load_graph(spec)
+            refuse_foreign_tables(loaded)
+            graph = check_graph(loaded)
             graph.selected = refresh.tables(graph.graph) if refresh is not None else None
             graphs.append(graph)
         return graphs[0]
 
+    report = _Reporter(spec, uuid.uuid4().hex if before is None else before.plan.update_id, listeners)
+
+    is_first = cluster is None or cluster.process_id == 0
+
     def plan_here() -> RunPlan:
         here = check_here()
-        finish_full_refreshes(here.graph)
-        run_number = new_run_number()
-        prepare_tables(here)
-        if claims:
-            claim_tables(here, run_number)
-        return make_plan(here, source_groups(here), is_bounded=mode == "triggered", run_number=run_number)
+        if before is None:
+            report.hold()
+            _report_creation(report, here, mode, cause)
+        _begin(report, lease)
+        claims_first = claims or (lease is not None and lease.was_taken_over)
+        return _planned(here, report, is_bounded=mode == "triggered", claims=claims_first)
 
-    plan = cluster.share(plan_here) if cluster is not None else plan_here()
+    plan = _shared(plan_here, cluster, report)
     # Other processes look only now: what the first one has inferred of its sources is stored by then.
     checked = check_here()
     settle_files(checked, plan)
     groups = source_groups(checked)
-    plan.update_id = plan.update_id if before is None else before.plan.update_id
-    report = _Reporter(spec, plan.update_id, listeners)
+    report.update_id = plan.update_id
     if before is not None:
         report.rows = before.report.rows
-    if cluster is None or cluster.process_id == 0:
-        _report_start(report, checked, plan, mode, is_planned_again=before is not None)
+    if is_first:
+        _report_plan(report, checked, plan)
+        report.state("RUNNING", "update is RUNNING")
     completion = Completion(checked, plan)
     state = RunState(
         checked.graph,
@@ -335,19 +373,47 @@ def prepare_run(
     )
 
 
-def _report_start(
-    report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str, *, is_planned_again: bool
-) -> None:
-    if not is_planned_again:
-        _report_creation(report, checked, plan, mode)
-    _report_plan(report, checked, plan)
+def _shared(make: Callable[[], RunPlan], cluster: Cluster | None, report: _Reporter) -> RunPlan:
+    """Return the plan of process 0; what keeps it from planning is reported once."""
+    try:
+        return cluster.share(make) if cluster is not None else make()
+    except WaxlakeError as error:
+        if cluster is None or cluster.process_id == 0:
+            report.planning_failed(error)
+        raise
 
 
-def _report_creation(report: _Reporter, checked: CheckedGraph, plan: RunPlan, mode: str) -> None:
-    asked: dict[str, Any] = {"mode": mode}
+def _planned(checked: CheckedGraph, report: _Reporter, *, is_bounded: bool, claims: bool) -> RunPlan:
+    finish_full_refreshes(checked.graph)
+    run_number = new_run_number()
+    report.state("SETTING_UP_TABLES", "tables are made ready")
+    prepare_tables(checked)
+    if claims:
+        claim_tables(checked, run_number)
+    plan = make_plan(checked, source_groups(checked), is_bounded=is_bounded, run_number=run_number)
+    plan.update_id = report.update_id
+    return plan
+
+
+def _begin(report: _Reporter, lease: UpdateLease | None) -> None:
+    """Take the lease, and say so; what happens before is told to nobody, for there may be no update at all."""
+
+    def waits(holder: Holder) -> None:
+        report.let_go()
+        report.state("QUEUED", f"update waits for {holder.label}")
+        report("operation_progress", f"waiting for {holder.label}")
+
+    if lease is not None:
+        lease.ensure(waits)
+    report.let_go()
+    report.state("INITIALIZING", "update is planned")
+
+
+def _report_creation(report: _Reporter, checked: CheckedGraph, mode: str, cause: str) -> None:
+    asked: dict[str, Any] = {"mode": mode, "cause": cause}
     if checked.selected is not None:
         asked["full_refresh_selection" if checked.is_shadow else "refresh_selection"] = sorted(checked.selected)
-    report("create_update", f"update {plan.update_id} starts ({mode})", details={"create_update": asked})
+    report("create_update", f"update {report.update_id} starts ({mode})", details={"create_update": asked})
     _report_unwidened(report, checked)
 
 

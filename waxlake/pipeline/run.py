@@ -15,6 +15,8 @@ from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import run_processes
 from waxlake.pipeline.events import EventLog, make_event
 from waxlake.pipeline.full_refresh import finish_full_refreshes, forget_positions, refresh_in_full
+from waxlake.pipeline.lease import LeaseTerms, UpdateCanceled, UpdateLease
+from waxlake.pipeline.ownership import adopt_tables, refuse_foreign_tables
 from waxlake.pipeline.prepared import PreparedRun, UpdateResult, prepare_run, report_growth
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
@@ -40,6 +42,8 @@ class RunOptions:
         processes: Processes on this machine.
         progress: How each of several processes reports on stdout: ``lines`` or ``json``.
         selection: Which tables, and what is done to them besides.
+        terms: What to do when another update of the pipeline runs.
+        adopts: Tables of another pipeline that become this one's.
     """
 
     mode: str | None = None
@@ -47,6 +51,8 @@ class RunOptions:
     processes: int = 1
     progress: str = "lines"
     selection: Selection = field(default_factory=Selection)
+    terms: LeaseTerms = field(default_factory=LeaseTerms)
+    adopts: tuple[str, ...] = ()
 
 
 def run_update(
@@ -70,30 +76,62 @@ def run_update(
     Raises:
         WaxlakeError: What stopped it. What was committed before stays; a later run goes on from there.
     """
-    selection = options.selection
     stopping = threading.Event()
+<<<<<<< HEAD
     with draining_on_signals(stopping.set):
         if not selection.is_everything or selection.is_full:
             _prepare_selection(spec, options, listeners, stopping)
         if options.processes == 1 or stopping.is_set():
             return _update(spec, options, listeners, stopping, check)
     return run_processes(spec, options)
+=======
+    lease = UpdateLease(spec, options.terms, stopping)
+    try:
+        with draining_on_signals(stopping.set):
+            result = _run(spec, options, listeners, stopping, lease)
+            if result is not None:
+                return result
+            lease.ensure()
+        return run_processes(spec, options, lease)
+    except UpdateCanceled:
+        return UpdateResult(update_id="", state="CANCELED")
+    finally:
+        lease.close()
+
+
+def _run(
+    spec: Spec, options: RunOptions, listeners: Sequence[Listener], stopping: threading.Event, lease: UpdateLease
+) -> UpdateResult | None:
+    """Run the update in this process; None if several processes are to do it."""
+    selection = options.selection
+    if options.adopts:
+        graph = load_graph(spec)
+        lease.ensure()
+        adopt_tables(graph, options.adopts)
+    if not selection.is_everything or selection.is_full:
+        _prepare_selection(spec, options, listeners, stopping, lease)
+    if options.processes == 1 or stopping.is_set():
+        return _update(spec, options, listeners, stopping, lease)
+    return None
+>>>>>>> dbcab24 (pipeline: one update at a time by a lease; a table belongs to one pipeline; states of updates)
 
 
 def _prepare_selection(
-    spec: Spec, options: RunOptions, listeners: Sequence[Listener], stopping: threading.Event
+    spec: Spec, options: RunOptions, listeners: Sequence[Listener], stopping: threading.Event, lease: UpdateLease
 ) -> None:
     """Do what was asked for besides bringing tables up to date: fill some anew, let some forget their positions."""
     selection = options.selection
     graph = load_graph(spec)
     selection.tables(graph)
     anew, kept = selection.anew(graph)
+    refuse_foreign_tables(graph)
+    lease.ensure()
     finish_full_refreshes(graph)
     tables = [name for name in anew if graph.datasets[name].kind == "table"]
     bounded = replace(options, mode="triggered", processes=1, selection=Selection())
 
     def fill(check: Callable[[], CheckedGraph]) -> str | None:
-        result = _update(spec, bounded, listeners, stopping, check)
+        result = _update(spec, bounded, listeners, stopping, lease, check)
         return None if stopping.is_set() else result.update_id
 
     if tables:
@@ -119,6 +157,7 @@ def _update(
     options: RunOptions,
     listeners: Sequence[Listener],
     stopping: threading.Event,
+    lease: UpdateLease,
     check: Callable[[], CheckedGraph] | None = None,
 ) -> UpdateResult:
     """Run one update in this process; plan again where sources have new columns, or an older run was in the way.
@@ -141,6 +180,7 @@ def _update(
                 checked=check() if check is not None else None,
                 refresh=options.selection,
                 before=run,
+                lease=lease,
             )
             _run_once(run, options.workers)
             if run.growth and str(run.growth[0]) != grown:

@@ -80,6 +80,10 @@ class Spec(Settings):
         default=60.0,
         description="a time such as 90s or 5 minutes",
     )
+    lease_time: Annotated[float, BeforeValidator(_time)] = Field(
+        default=30.0,
+        description="a time such as 30s, after which an update elsewhere that shows no sign of life counts as dead",
+    )
     storage_options: Annotated[StorageOptions, BeforeValidator(_storage_options)] = Field(
         default_factory=StorageOptions, description="a map from option (as delta-rs names it) to text"
     )
@@ -151,6 +155,10 @@ class Spec(Settings):
     def refresh_location(self) -> TableLocation:
         """Return the folder of full refreshes that were decided and are not ended yet."""
         return self._location("refresh", "refresh")
+
+    def updates_location(self) -> TableLocation:
+        """Return where it is said which update of this pipeline runs; several pipelines may share the storage."""
+        return self._location(f"updates/{self.name}", f"updates of {self.name}")
 
     def _location(self, place: str, name: str) -> TableLocation:
         return TableLocation(f"{self.storage_uri}/{place}", self.storage_options, name)

@@ -69,6 +69,7 @@ class RunState:
         self._open_groups: set[str] = set()
         self._looked_at_s: dict[str, float] = {}
         self._clock = Clock()
+        self._has_told_stop = False
 
     def drain(self) -> None:
         """Ask every source to end: what is in flight is committed, nothing more is read."""
@@ -92,6 +93,10 @@ class RunState:
 
     def is_draining(self) -> bool:
         """Return whether sources are to end now, asked to from outside or by a conflict."""
+        if self._stopping.is_set() and not self._has_told_stop:
+            self._has_told_stop = True
+            self._emit("update_progress", "update is STOPPING: what was read is committed",
+                       details={"update_progress": {"state": "STOPPING"}})  # fmt: skip
         return self._draining.is_set() or self._stopping.is_set()
 
     def has_failed(self, dataset: str) -> bool:

@@ -180,6 +180,7 @@ def _positions(commits: Sequence[Commit]) -> list[PositionStatus]:
 
 def _last_update(graph: Graph, newest: Commit | None) -> UpdateStatus | None:
     events = read_events(graph.spec.events_location(), event_type=("create_update", "update_progress"))
+    events = [event for event in events if event.pipeline == graph.spec.name]
     if not events:
         return None if newest is None else _unreported(newest)
     last = events[-1]

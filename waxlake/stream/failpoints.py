@@ -15,7 +15,11 @@ __all__ = [
     "DATABASE_FAILPOINTS",
     "FAILPOINTS",
     "FILES_FAILPOINTS",
+<<<<<<< HEAD
     "MAINTENANCE_FAILPOINTS",
+=======
+    "LEASE_FAILPOINTS",
+>>>>>>> dbcab24 (pipeline: one update at a time by a lease; a table belongs to one pipeline; states of updates)
     "MERGE_FAILPOINTS",
     "REFRESH_FAILPOINTS",
     "SCHEMA_FAILPOINTS",
@@ -73,6 +77,10 @@ SCHEMA_FAILPOINTS: Final = (
 UPLOAD_FAILPOINTS: Final = (
     "upload-written",  # the rows of an upload are in data files, no commit names them
     "upload-committed",  # an upload is in the table, nobody was told
+)
+
+LEASE_FAILPOINTS: Final = (
+    "lease-taken",  # an update holds the lease of its pipeline, and has shown no other sign of life
 )
 
 REFRESH_FAILPOINTS: Final = (
