@@ -17,11 +17,8 @@ from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.commits import refuse_restored
 from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
-<<<<<<< HEAD
-from waxlake.pipeline.stateful import require_same_state
-=======
 from waxlake.pipeline.ownership import owner_identity
->>>>>>> dbcab24 (pipeline: one update at a time by a lease; a table belongs to one pipeline; states of updates)
+from waxlake.pipeline.stateful import require_same_state
 from waxlake.pipeline.view import ViewConnector
 from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved

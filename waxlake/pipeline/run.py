@@ -77,18 +77,10 @@ def run_update(
         WaxlakeError: What stopped it. What was committed before stays; a later run goes on from there.
     """
     stopping = threading.Event()
-<<<<<<< HEAD
-    with draining_on_signals(stopping.set):
-        if not selection.is_everything or selection.is_full:
-            _prepare_selection(spec, options, listeners, stopping)
-        if options.processes == 1 or stopping.is_set():
-            return _update(spec, options, listeners, stopping, check)
-    return run_processes(spec, options)
-=======
     lease = UpdateLease(spec, options.terms, stopping)
     try:
         with draining_on_signals(stopping.set):
-            result = _run(spec, options, listeners, stopping, lease)
+            result = _run(spec, options, listeners, stopping, lease, check)
             if result is not None:
                 return result
             lease.ensure()
@@ -100,7 +92,12 @@ def run_update(
 
 
 def _run(
-    spec: Spec, options: RunOptions, listeners: Sequence[Listener], stopping: threading.Event, lease: UpdateLease
+    spec: Spec,
+    options: RunOptions,
+    listeners: Sequence[Listener],
+    stopping: threading.Event,
+    lease: UpdateLease,
+    check: Callable[[], CheckedGraph] | None,
 ) -> UpdateResult | None:
     """Run the update in this process; None if several processes are to do it."""
     selection = options.selection
@@ -111,9 +108,8 @@ def _run(
     if not selection.is_everything or selection.is_full:
         _prepare_selection(spec, options, listeners, stopping, lease)
     if options.processes == 1 or stopping.is_set():
-        return _update(spec, options, listeners, stopping, lease)
+        return _update(spec, options, listeners, stopping, lease, check)
     return None
->>>>>>> dbcab24 (pipeline: one update at a time by a lease; a table belongs to one pipeline; states of updates)
 
 
 def _prepare_selection(

@@ -95,7 +95,7 @@ class RunState:
         """Return whether sources are to end now, asked to from outside or by a conflict."""
         if self._stopping.is_set() and not self._has_told_stop:
             self._has_told_stop = True
-            self._emit("update_progress", "update is STOPPING: what was read is committed",
+            self.emit("update_progress", "update is STOPPING: what was read is committed",
                        details={"update_progress": {"state": "STOPPING"}})  # fmt: skip
         return self._draining.is_set() or self._stopping.is_set()
 

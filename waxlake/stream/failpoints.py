@@ -15,11 +15,8 @@ __all__ = [
     "DATABASE_FAILPOINTS",
     "FAILPOINTS",
     "FILES_FAILPOINTS",
-<<<<<<< HEAD
     "MAINTENANCE_FAILPOINTS",
-=======
     "LEASE_FAILPOINTS",
->>>>>>> dbcab24 (pipeline: one update at a time by a lease; a table belongs to one pipeline; states of updates)
     "MERGE_FAILPOINTS",
     "REFRESH_FAILPOINTS",
     "SCHEMA_FAILPOINTS",
