@@ -56,7 +56,7 @@ def publish(bootstrap: str, topic: str, events: int) -> float:
             except BufferError:
                 producer.poll(0.1)
     producer.flush(60)
-    return size / events
+    return size / max(events, 1)
 
 
 def naive(bootstrap: str, topic: str, events: int, folder: Path) -> None:
