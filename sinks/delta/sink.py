@@ -6,6 +6,7 @@ large or old enough, whatever the length of a Bytewax epoch; it never commits in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -42,6 +43,8 @@ class FlushPolicy:
         max_rows: Rows buffered.
         max_bytes: Arrow bytes buffered.
         max_age_s: Seconds since the first buffered row.
+        is_prompt: Rows do not wait for their age where the last commit is as old as that already: one commit in
+            ``max_age_s`` at most, and none later than it has to be.
         max_idle_s: Seconds since positions moved without any row surviving.
         max_files: Files of which the commit's metadata tells; keeps that small.
     """
@@ -49,6 +52,7 @@ class FlushPolicy:
     max_rows: int = 2_000_000
     max_bytes: int = 256 << 20
     max_age_s: float = 10.0
+    is_prompt: bool = False
     max_idle_s: float = 60.0
     max_files: int = 32_768
 
@@ -189,6 +193,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._tally = CommitTally()
         self._since_s: float | None = None
         self._moved_since_s: float | None = None
+        self._flushed_at_s = -math.inf
         self._ended: dict[tuple[str, str], set[str]] = {}
         self._reached: dict[tuple[str, str], set[str]] = {}
         self._is_ending = False
@@ -368,10 +373,11 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         now_s = self._clock.now_s()
         if self._since_s is None:
             return now_s - (self._moved_since_s or now_s) >= self._policy.max_idle_s
+        waiting_since_s = min(self._since_s, self._flushed_at_s) if self._policy.is_prompt else self._since_s
         return (
             self._rows.rows >= self._policy.max_rows
             or self._rows.size_bytes >= self._policy.max_bytes
-            or now_s - self._since_s >= self._policy.max_age_s
+            or now_s - waiting_since_s >= self._policy.max_age_s
         )
 
     def _output(self, committer: Committer) -> Output:
@@ -412,6 +418,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._committed(output)
         self._moves, self._tally, self._replacement, self._growth = {}, CommitTally(), None, None
         self._since_s = self._moved_since_s = None
+        self._flushed_at_s = self._clock.now_s()
         self._is_ending, self._endings = False, {}
         self._sink.control.on_commit(receipt)
         if self._target.shares_source:

@@ -101,7 +101,16 @@ def _read_control(checked: CheckedGraph, group: SourceGroup, plan: RunPlan, stat
         durable=dict if checked.is_shadow else durable_positions(checked, group, plan.sources[group.key]),
         give_up_after_s=checked.graph.spec.give_up_after if plan.is_bounded else None,
         fan_out=len(group.flows),
+        heartbeat_s=min(0.5, _interval_s(checked, plan) / 2),
     )
+
+
+def _interval_s(checked: CheckedGraph, plan: RunPlan) -> float:
+    """Return the seconds that rows wait for others to be committed with."""
+    interval_s = checked.graph.spec.trigger_interval
+    if interval_s is not None:
+        return interval_s
+    return 10.0 if plan.is_bounded else 1.0
 
 
 def _sink(
@@ -109,8 +118,6 @@ def _sink(
 ) -> DeltaSink:
     dataset = checked.graph.datasets[target]
     assert dataset.location is not None
-    interval_s = checked.graph.spec.trigger_interval
-    default_s = 10.0 if plan.is_bounded else 1.0
     merge = checked.merges.get(target)
     replaced = replace_column([part for part in checked.flows if part.flow.target == target])
     sink: type[DeltaSink] = DeltaSink if merge is None else MergeSink
@@ -128,7 +135,7 @@ def _sink(
             shares_source=is_shared,
         ),
         flow=target,
-        flush=FlushPolicy(max_age_s=interval_s if interval_s is not None else default_s),
+        flush=FlushPolicy(max_age_s=_interval_s(checked, plan), is_prompt=not plan.is_bounded),
         control=SinkControl(
             run_id=plan.update_id,
             run_number=plan.run_number,

@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 _IDLE = timedelta(milliseconds=20)
-_HEARTBEAT_S = 0.5
 _CONFIRM_S = 2.0
 _BACK_OFF_MAX_S = 5.0
 
@@ -331,6 +330,7 @@ class ReadControl:
         give_up_after_s: Seconds of one transient error after which a bounded read fails; None retries for ever.
         budget_bytes: Most bytes in flight.
         fan_out: Number of flows that each give back what a batch cost.
+        heartbeat_s: Seconds between two empty batches of an idle source: how exactly sinks keep to the age of what they hold.
     """
 
     is_draining: Callable[[], bool] = lambda: False
@@ -342,6 +342,7 @@ class ReadControl:
     give_up_after_s: float | None = 60.0
     budget_bytes: int = 256 << 20
     fan_out: int = 1
+    heartbeat_s: float = 0.5
 
 
 @dataclass(slots=True)
@@ -515,7 +516,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         """Emit empty batches now and then while idle, so that sinks notice the age of what they hold."""
         self._awake_at = scheduler_now() + _IDLE
         now_s = self._clock.now_s()
-        if not self._has_unflushed or now_s - self._emitted_at_s < _HEARTBEAT_S:
+        if not self._has_unflushed or now_s - self._emitted_at_s < self._control.heartbeat_s:
             return []
         self._emitted_at_s = now_s
         return self._empty_batches(reader, is_last=False)
