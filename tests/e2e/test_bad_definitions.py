@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -397,3 +401,40 @@ def test_foreign_package_that_shadows_ours(project: Project, package: str, file:
 
 def test_a_spec_that_is_a_folder_without_one(project: Project, tmp_path: Path) -> None:
     project.waxlake("run", "--spec", str(tmp_path)).refused("SPEC_NOT_FOUND", str(tmp_path), exit_code=2)
+
+
+# -- files that do more than declare
+
+
+def test_what_a_definitions_file_prints_does_not_get_between_the_lines_for_machines(project: Project) -> None:
+    project.land("1.json", {"id": 1, "amount": 2.5})
+    project.define(
+        'print("from the file")\n' + GOOD.replace("    return", '    print("from the function")\n    return')
+    )
+
+    done = project.waxlake("run", "--json")
+
+    assert done.code == 0
+    assert [json.loads(line)["pipeline"] for line in done.out.splitlines()]
+    assert "from the file" in done.err
+    assert "from the function" in done.err
+
+
+@pytest.mark.parametrize(("line", "said"), [("1 / 0", "ZeroDivisionError"), ("raise SystemExit(3)", "SystemExit: 3")])
+def test_definitions_file_that_raises(project: Project, line: str, said: str) -> None:
+    refused(project, f"{line}\n{GOOD}", "DEFINITIONS_FAILED", said, at=line)
+
+
+def test_definitions_file_that_loops_is_told_of_and_can_be_stopped(project: Project) -> None:
+    project.define("while True:\n    pass\n")
+    command = [sys.executable, "-m", "waxlake", "dry-run"]
+    process = subprocess.Popen(
+        command, cwd=project.folder, env=project.process_environ(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        assert DEFINITIONS in process.stderr.readline()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.stderr.close()
+    assert process.wait(30) != 0

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ from waxlake.pipeline.sql import referenced_tables
 
 __all__ = ["load_graph"]
 
+_SLOW_S = 5.0
+
 
 def load_graph(spec: Spec, adapt: Callable[[Registry], Registry] | None = None) -> Graph:
     """Import the definition files of a spec and resolve what they say.
@@ -54,14 +57,16 @@ def load_graph(spec: Spec, adapt: Callable[[Registry], Registry] | None = None) 
         UsageError: A definition file cannot be imported, or there is nothing to run. Not retryable.
     """
     registry = Registry(configuration=spec.configuration, dialect=spec.dialect)
-    with registering(registry), _import_path(spec.folder):
+    # What a user's file prints must not get between the lines of a command that is read by a machine.
+    with registering(registry), _import_path(spec.folder), redirect_stdout(sys.stderr):
         for path in spec.definition_files():
             if path.suffix == ".sql":
                 from waxlake.pipeline.sqlfile import load_sql_file
 
                 load_sql_file(path, registry)
             else:
-                _import_file(path)
+                with _told_if_slow(path):
+                    _import_file(path)
         return _Resolver(spec, registry if adapt is None else adapt(registry)).graph()
 
 
@@ -74,6 +79,21 @@ def _import_path(folder: Path) -> Iterator[None]:
     finally:
         if added in sys.path:
             sys.path.remove(added)
+
+
+@contextmanager
+def _told_if_slow(path: Path) -> Iterator[None]:
+    """Say so if a definitions file does not come to its end: it loops, or waits for something."""
+    text = (
+        f"{path} has been running for {_SLOW_S:.0f} s: definitions are to declare, not to work. Ctrl-C twice stops it"
+    )
+    timer = threading.Timer(_SLOW_S, lambda: sys.stderr.write(f"{text}\n"))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _import_file(path: Path) -> None:
