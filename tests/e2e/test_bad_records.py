@@ -45,7 +45,7 @@ def by_offset(project: Project, table: str = "orders") -> dict[int, dict[str, ob
 # -- single records
 
 
-def test_records_that_do_not_fit_are_rescued_with_the_rest_intact(
+def test_p91_records_that_do_not_fit_are_rescued_with_the_rest_intact(
     project: Project, tansu: EmbeddedBroker, topic: str
 ) -> None:
     bad = [

@@ -114,7 +114,7 @@ def test_init_overwrites_nothing(user: User) -> None:
     assert user.waxlake("init", "a b").err.endswith("[NAME_INVALID]\n")
 
 
-def test_only_new_files_are_read(project: User) -> None:
+def test_p01_only_new_files_are_read(project: User) -> None:
     project.waxlake("run")
     again = project.waxlake("run")
     project.write("data/orders-2.json", '{"id": 7, "customer": "gil", "country": "FR", "amount": 1.0}\n')
@@ -136,7 +136,7 @@ def test_json_is_all_there_is_on_standard_output(project: User) -> None:
     assert rows == 4 + 2
 
 
-def test_a_parameter_takes_precedence(project: User) -> None:
+def test_p69_a_parameter_takes_precedence(project: User) -> None:
     project.write("other/x.json", '{"id": 100, "customer": "z", "country": "DE", "amount": 5}\n')
 
     assert project.waxlake("run", "--param", "orders_path=other").code == 0
@@ -223,7 +223,7 @@ def test_figures_are_right_after_a_kill(project: User) -> None:
 # -- looking
 
 
-def test_dry_run_reads_and_writes_nothing(project: User) -> None:
+def test_p64_dry_run_reads_and_writes_nothing(project: User) -> None:
     done = project.waxlake("dry-run")
 
     assert (done.code, done.err) == (0, "")
@@ -234,7 +234,7 @@ def test_dry_run_reads_and_writes_nothing(project: User) -> None:
     assert not (project.folder / "lake").exists()
 
 
-def test_graph(finished: User) -> None:
+def test_p105_graph(finished: User) -> None:
     assert "  <- files:data" in finished.waxlake("graph").out
     assert finished.waxlake("graph", "--format", "mermaid").out.startswith("flowchart LR\n")
     drawn = finished.waxlake("graph", "--format", "json").rows()[0]
@@ -242,7 +242,7 @@ def test_graph(finished: User) -> None:
     assert drawn["datasets"][0]["where"].endswith("flows/orders.py:6")
 
 
-def test_tables(finished: User) -> None:
+def test_w15_tables(finished: User) -> None:
     tables = {row["name"]: row for row in finished.waxlake("tables", "--json").rows()}
 
     assert list(tables) == ["orders", "orders_quarantine", "revenue_by_country", "events"]
@@ -310,7 +310,7 @@ def test_values_of_every_kind_can_be_shown(finished: User) -> None:
     assert "2026-01-02 03:04:05Z" in finished.waxlake("sql", text).out
 
 
-def test_status(finished: User) -> None:
+def test_p103_status(finished: User) -> None:
     done = finished.waxlake("status")
 
     assert "last update COMPLETED" in done.out
@@ -319,7 +319,7 @@ def test_status(finished: User) -> None:
     assert "1 rows in orders_quarantine" in done.out
 
 
-def test_events(finished: User) -> None:
+def test_p100_events(finished: User) -> None:
     assert len(finished.waxlake("events", "-n", "1").out.splitlines()) == 1
     kinds = {event["event_type"] for event in finished.waxlake("events", "--json").rows()}
     assert {"create_update", "update_progress", "flow_progress", "flow_definition", "dataset_definition"} <= kinds
@@ -500,7 +500,7 @@ def test_help_answers_at_once(user: User) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_run_with_nothing_new_is_quick(project: User) -> None:
+def test_w03_a_run_with_nothing_new_is_quick(project: User) -> None:
     """Processor seconds, which a busy machine changes less than the clock; the run waits for hardly anything."""
     project.waxlake("run")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -55,7 +55,7 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_others_go_on_and_the_run_says_so(project: Path) -> None:
+def test_p67_the_others_go_on_and_the_run_says_so(project: Path) -> None:
     done = run(project)
     assert done.returncode == 1
     assert "KAFKA_UNREACHABLE" in done.stderr

@@ -30,7 +30,7 @@ def shop(project: Project) -> Project:
     return project
 
 
-def test_a_flow_that_runs_once_reads_what_is_there_and_no_more(shop: Project) -> None:
+def test_p21_a_flow_that_runs_once_reads_what_is_there_and_no_more(shop: Project) -> None:
     shop.run()
     assert shop.rows("events", "id") == [1, 101, 102]
 

@@ -47,7 +47,7 @@ def versions(shop: Project) -> dict[str, int]:
     return {name: shop.handle(name).version() for name in TABLES}
 
 
-def test_only_the_named_tables_are_brought_up_to_date(shop: Project) -> None:
+def test_p62_only_the_named_tables_are_brought_up_to_date(shop: Project) -> None:
     shop.land("2.json", {"id": 20, "amount": 20.0, "country": "x"})
 
     shop.run("--refresh", "raw")
@@ -61,7 +61,7 @@ def test_only_the_named_tables_are_brought_up_to_date(shop: Project) -> None:
     assert versions(shop)["raw"] == before["raw"]
 
 
-def test_a_full_refresh_applies_a_changed_definition_to_old_rows(shop: Project) -> None:
+def test_w07_a_full_refresh_applies_a_changed_definition_to_old_rows(shop: Project) -> None:
     define(shop, low=5, more='.select("cast(id AS VARCHAR) AS id", "amount", "amount * 2 AS twice")')
     shop.waxlake("run").refused("SCHEMA_CHANGED")
 
@@ -124,7 +124,7 @@ def test_a_full_refresh_that_cannot_read_its_source_leaves_the_table(shop: Proje
     shop.run()
 
 
-def test_positions_are_forgotten_and_rows_stay(shop: Project) -> None:
+def test_p68_positions_are_forgotten_and_rows_stay(shop: Project) -> None:
     shop.run("--reset-checkpoint", "clean")
 
     assert sorted(shop.rows("clean", "id")) == sorted([3, 4, 5, 6, 7, 8, 9] * 2)
@@ -158,7 +158,9 @@ def test_a_protected_table_is_not_filled_anew(shop: Project) -> None:
     assert DeltaTable(shop.path("clean")).version() == before
 
 
-def test_a_source_that_begins_later_now_is_not_read_anew(project: Project, tansu: EmbeddedBroker, topic: str) -> None:
+def test_w06_a_source_that_begins_later_now_is_not_read_anew(
+    project: Project, tansu: EmbeddedBroker, topic: str
+) -> None:
     create_topic(tansu, topic)
     publish(tansu.bootstrap_servers, topic, range(5))
     project.define(

@@ -55,7 +55,7 @@ def test_p93_kills_in_the_middle_of_maintenance(make_lake: Callable[..., Recover
     lake.check()
 
 
-def test_modes_and_worker_counts_may_change_between_runs(make_lake: Callable[[], RecoveryLake]) -> None:
+def test_p60_modes_and_worker_counts_may_change_between_runs(make_lake: Callable[[], RecoveryLake]) -> None:
     lake = make_lake()
     for mode, failpoint in [
         ("two-workers", "files-written"),

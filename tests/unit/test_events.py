@@ -87,7 +87,7 @@ def commit_rows(location: TableLocation, *flows: str) -> None:
 # -- what a commit becomes
 
 
-def test_a_commit_becomes_one_progress_event_a_flow() -> None:
+def test_p102_a_commit_becomes_one_progress_event_a_flow() -> None:
     (event,) = progress(4)
 
     assert (event.event_type, event.level, event.dataset, event.flow) == (
@@ -147,7 +147,7 @@ def test_events_are_ordered_and_are_json() -> None:
 # -- the log
 
 
-def test_events_come_back_as_they_were(place: TableLocation) -> None:
+def test_p101_events_come_back_as_they_were(place: TableLocation) -> None:
     log = EventLog(place)
     events = [life(), *progress(0)]
     failed = make_event(

@@ -166,7 +166,7 @@ def test_a_spec_travels_to_another_process(project: Path) -> None:
 # -- which files
 
 
-def test_definition_files(project: Path) -> None:
+def test_p70_definition_files(project: Path) -> None:
     flows = project / "flows"
     for name in ("b/c.py", "__pycache__/x.py", ".hidden/y.py", "b/__init__.py", "notes.md"):
         (flows / name).parent.mkdir(exist_ok=True)
@@ -245,7 +245,7 @@ def test_sql_files_hold_definitions_too(project: Path) -> None:
         (MINIMAL + "configuration: {k: '${evn:X}'}\n", "SPEC_VARIABLE", "expected ${env:NAME} or ${file:path}"),
     ],
 )
-def test_mistakes(project: Path, text: str, code: str, said: str) -> None:
+def test_p71_mistakes(project: Path, text: str, code: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         load(project, text, environ={})
 
