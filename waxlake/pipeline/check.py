@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from waxlake.pipeline.auto_cdc import MergePlan, flow_expectations, merge_plan, target_schema
+from waxlake.pipeline.cleaned_files import check_cleaned_files
 from waxlake.pipeline.definitions import (
     DatabaseRead,
     FilesRead,
@@ -288,6 +289,7 @@ def check_graph(graph: Graph) -> CheckedGraph:
         else:
             _check_view(checked, dataset)
         _check_stored(checked, dataset)
+    check_cleaned_files(graph, checked.file_settings)
     return checked
 
 

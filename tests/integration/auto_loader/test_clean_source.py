@@ -14,7 +14,7 @@ import pytest
 from connectors.files import FilesSettings
 from tests.integration.auto_loader.pipelines import FilesPipeline, lines
 from tests.services.s3 import ObjectStore
-from waxlake.stream.errors import UsageError
+from waxlake.stream.errors import DefinitionError, UsageError
 
 _DELETE: dict[str, Any] = {
     "clean_source": "DELETE",
@@ -225,6 +225,18 @@ def test_al_16_a_destination_inside_the_source_is_refused(pipeline: FilesPipelin
     (pipeline.folder / "link").symlink_to(pipeline.folder / "inbox")
     with pytest.raises(UsageError, match="inside the path that is read"):
         pipeline.run()
+
+
+@pytest.mark.parametrize("path", ["inbox", "inbox/2026-*/*.json", "./inbox/sub"])
+def test_al_14_files_that_a_view_reads_stay(pipeline: FilesPipeline, path: str) -> None:
+    pipeline.define("t", **_DELETE)
+    definitions = pipeline.folder / "flows" / "definitions.py"
+    view = f"\n@wl.materialized_view\ndef v():\n    return wl.read_files({path!r}, format='json', schema='id BIGINT')\n"
+    definitions.write_text(definitions.read_text() + view)
+    pipeline.land("a.json", 1)
+    with pytest.raises(DefinitionError, match="CLEAN_SOURCE_READ_BY_VIEW"):
+        pipeline.run()
+    assert pipeline.names() == ["a.json"]
 
 
 def test_al_14_a_plain_dataflow_cannot_know_what_tables_hold(tmp_path: Path) -> None:
