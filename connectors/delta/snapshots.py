@@ -21,10 +21,10 @@ from waxlake.stream.position import RowPosition
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState
 
-__all__ = ["SNAPSHOT_VERSION", "DeltaSnapshots"]
+__all__ = ["CHANGES", "SNAPSHOT_VERSION", "DeltaSnapshots", "SnapshotReader"]
 
 SNAPSHOT_VERSION: Final = "_snapshot_version"
-_EXTRA: Final = (pa.field(CHANGE_TYPE, pa.string()), pa.field(SNAPSHOT_VERSION, pa.int64()))
+CHANGES: Final = (pa.field(CHANGE_TYPE, pa.string()), pa.field(SNAPSHOT_VERSION, pa.int64()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class DeltaSnapshots(DeltaConnector):
 
     def empty(self) -> pa.Table:
         """Return no rows, in the table's schema, and the columns of a change."""
-        return no_rows(pa.schema([*DeltaConnector.empty(self).schema, *_EXTRA]))
+        return no_rows(pa.schema([*DeltaConnector.empty(self).schema, *CHANGES]))
 
     def inspect(self) -> SourceState:
         """Return the versions that can be read now; a new flow begins with the latest."""
@@ -69,10 +69,10 @@ class DeltaSnapshots(DeltaConnector):
 
     def reader(self, plan: SourcePlan, partitions: tuple[str, ...], columns: frozenset[str]) -> Reader:
         """Return a reader; a bounded one ends at the version that is the latest when it is opened."""
-        return _SnapshotReader(self, plan)
+        return SnapshotReader(self, plan)
 
 
-class _SnapshotReader(_DeltaReader):
+class SnapshotReader(_DeltaReader):
     """Follows the versions of one table."""
 
     def __init__(self, connector: DeltaSnapshots, plan: SourcePlan) -> None:
@@ -88,14 +88,14 @@ class _SnapshotReader(_DeltaReader):
         if position.minor >= _SNAPSHOT_FLAG:
             files = pa.table(self._location.open(version=position.major).get_add_actions(flatten=False)).to_pylist()
             adds = [{"path": unquote(f["path"]), "partitionValues": f.get("partition") or {}} for f in files]
-            removes: list[dict[str, Any]] = []
+            log, removes = None, list[dict[str, Any]]()
         else:
             log = self._location.read_log(position.major)
             if log is None:
                 self._refuse_lost_version(position.major)
                 return []
             adds, removes = _files(log, "add"), _files(log, "remove")
-        table = self._changes(adds, removes, position.major)
+        table = self._changes(adds, removes, position.major, self._number(position.major, log))
         self._position = RowPosition(position.major + 1).pack()
         return [
             MicroBatch(
@@ -108,7 +108,13 @@ class _SnapshotReader(_DeltaReader):
             )
         ]
 
-    def _changes(self, adds: list[dict[str, Any]], removes: list[dict[str, Any]], version: int) -> pa.Table:
+    def _number(self, version: int, log: Sequence[Mapping[str, Any]] | None) -> int:
+        """Return the number of the snapshot that a table version is; ``log`` is None for the first read."""
+        return version
+
+    def _changes(
+        self, adds: list[dict[str, Any]], removes: list[dict[str, Any]], version: int, number: int
+    ) -> pa.Table:
         import duckdb
 
         after = self._rows(adds)
@@ -129,13 +135,13 @@ class _SnapshotReader(_DeltaReader):
             connection.register("after", after)
             connection.register("before", before)
             made = connection.sql(f"""
-                SELECT *, '{INSERT}' AS {CHANGE_TYPE}, {version}::BIGINT AS {SNAPSHOT_VERSION}
+                SELECT *, '{INSERT}' AS {CHANGE_TYPE}, {number}::BIGINT AS {SNAPSHOT_VERSION}
                 FROM (SELECT * FROM after EXCEPT SELECT * FROM before)
                 UNION ALL
-                SELECT {rest}, '{DELETE}', {version}::BIGINT
+                SELECT {rest}, '{DELETE}', {number}::BIGINT
                 FROM (SELECT DISTINCT {keys} FROM before) ANTI JOIN after USING ({keys})
             """).to_arrow_table()  # fmt: skip
-        return made.cast(pa.schema([*self._schema, *_EXTRA]))
+        return made.cast(pa.schema([*self._schema, *CHANGES]))
 
     def _rows(self, files: Sequence[Mapping[str, Any]]) -> pa.Table:
         tables = [rows for file in files for rows in self._file_rows(file)]

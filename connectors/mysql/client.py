@@ -12,9 +12,10 @@ from typing import Any, Final
 from connectors.mysql.columns import Column, column_from_catalog
 from connectors.mysql.dump import BinlogDump
 from connectors.mysql.errors import mysql_errors
-from connectors.mysql.position import binlog_position
+from connectors.mysql.gtid import GtidSet, parse_text
+from connectors.mysql.position import binlog_position, file_number
 from connectors.mysql.settings import MySQLSettings
-from waxlake.stream.errors import TerminalError
+from waxlake.stream.errors import SourceChanged, TerminalError
 from waxlake.stream.position import RowPosition
 
 __all__ = ["Client", "Server", "SourceTable"]
@@ -25,6 +26,7 @@ _VARIABLES: Final = (
     "log_bin", "binlog_format", "binlog_row_image", "binlog_row_metadata", "binlog_row_value_options", "log_bin_compress",
     "binlog_transaction_compression", "gtid_mode", "gtid_domain_id", "server_id", "server_uuid", "version",
 )  # fmt: skip
+_IDENTIFYING: Final = ("server_uuid", "gtid_domain_id", "server_id")
 _WANTED: Final = {
     "log_bin": ("ON", "MYSQL_LOG_BIN_OFF", "Start the server with log_bin"),
     "binlog_format": ("ROW", "MYSQL_BINLOG_FORMAT", "SET GLOBAL binlog_format=ROW, and let old sessions end"),
@@ -94,6 +96,8 @@ class Server:
         first: Position where its binlog begins.
         last: Position where its binlog ends now.
         charsets: Collation id to character set.
+        executed: MySQL: the transactions before ``last``, as it writes them.
+        number: How many servers there were before it.
     """
 
     identity: str
@@ -104,10 +108,20 @@ class Server:
     first: int
     last: int
     charsets: Mapping[int, str] = field(repr=False)
+    executed: str = ""
+    number: int = 0
 
-    def file_name(self, number: int) -> str:
-        """Return the name of a binlog file."""
-        return f"{self.log_name}.{number:0{self.digits}d}"
+    def numbered(self, number: int) -> Server:
+        """Return the server as the one after ``number`` others; only for one that is the first as yet."""
+        first, last = (
+            binlog_position(self.file_name(position), RowPosition.unpack(position).minor, number)
+            for position in (self.first, self.last)
+        )
+        return replace(self, number=number, first=first, last=last)
+
+    def file_name(self, position: int) -> str:
+        """Return the name of the binlog file of a position."""
+        return f"{self.log_name}.{file_number(position):0{self.digits}d}"
 
 
 class Client:
@@ -164,25 +178,26 @@ class Client:
         self._check_settings(values)
         is_mariadb = "mariadb" in values["version"].lower()
         self._check_grants(connection)
-        last = self._end(connection)
+        last, executed = self._end(connection)
         logs = self.ask(connection, "SHOW BINARY LOGS")
         first = str(logs[0]["LOG_NAME"]) if logs else last[0]
         charsets = self.ask(
             connection, "SELECT id, character_set_name FROM information_schema.collations WHERE id IS NOT NULL"
         )
         return Server(
-            identity=values.get("server_uuid") or f"{values.get('gtid_domain_id', 0)}-{values.get('server_id')}",
+            identity=_identity(values),
             is_mariadb=is_mariadb,
             has_gtids=is_mariadb or values.get("gtid_mode", "").upper() == "ON",
             log_name=last[0].rpartition(".")[0],
             digits=len(last[0].rpartition(".")[2]),
             first=binlog_position(first, 4),
             last=binlog_position(*last),
+            executed=executed,
             charsets={int(row["ID"]): str(row["CHARACTER_SET_NAME"]) for row in charsets},
         )
 
-    def _end(self, connection: Any) -> tuple[str, int]:
-        """Return file and offset where the binlog ends now."""
+    def _end(self, connection: Any) -> tuple[tuple[str, int], str]:
+        """Return file and offset where the binlog ends now, and what MySQL has executed up to there."""
         try:
             rows = self.ask(connection, "SHOW MASTER STATUS")
         except TerminalError as error:
@@ -191,11 +206,48 @@ class Client:
             rows = self.ask(connection, "SHOW BINARY LOG STATUS")
         if not rows:
             raise self._wrong("log_bin", "OFF")
-        return str(rows[0]["FILE"]), int(rows[0]["POSITION"])
+        executed = "".join(str(rows[0].get("EXECUTED_GTID_SET") or "").split())
+        return (str(rows[0]["FILE"]), int(rows[0]["POSITION"])), executed
 
-    def end(self, connection: Any) -> int:
+    def end(self, connection: Any, server: Server) -> int:
         """Return the position where the binlog ends now."""
-        return binlog_position(*self._end(connection))
+        return binlog_position(*self._end(connection)[0], server.number)
+
+    def files(self, connection: Any, server: Server) -> Sequence[int]:
+        """Return the positions where the binlog files of a server begin, the oldest first."""
+        rows = self.ask(connection, "SHOW BINARY LOGS")
+        return [binlog_position(str(row["LOG_NAME"]), 4, server.number) for row in rows]
+
+    def connect_to(self, server: Server) -> Any:
+        """Return a connection to a server that was surveyed.
+
+        Raises:
+            SourceChanged: ``MYSQL_SERVER_CHANGED``: another one answers by now. Planning again settles it.
+        """
+        connection = self.connect()
+        names = ", ".join(map(repr, _IDENTIFYING))
+        rows = self.ask(connection, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")
+        found = _identity({str(row["VARIABLE_NAME"]).lower(): str(row["VALUE"]) for row in rows})
+        if found != server.identity:
+            connection._force_close()
+            raise SourceChanged(
+                f"cannot go on reading {self.what}",
+                code="MYSQL_SERVER_CHANGED",
+                found=f"server {found}",
+                expected=f"server {server.identity}, of which the run was planned",
+                remedy="Run again: it looks for its place in the log of this server",
+            )
+        return connection
+
+    def gtids_at(self, server: Server, position: int) -> GtidSet | None:
+        """Return the transactions before a position of MariaDB's binlog; None if the server cannot tell."""
+        connection = self.connect_to(server)
+        try:
+            place = (server.file_name(position), RowPosition.unpack(position).minor)
+            rows = self.ask(connection, "SELECT BINLOG_GTID_POS(%s, %s) AS found", place)
+        finally:
+            connection.close()
+        return None if rows[0]["FOUND"] is None else parse_text(str(rows[0]["FOUND"]), is_mariadb=True)
 
     def _check_settings(self, values: Mapping[str, str]) -> None:
         for name, (wanted, _, _) in _WANTED.items():
@@ -300,14 +352,18 @@ class Client:
             SourceMoved: The server has no such file any more. Not retryable.
             TransientError: It does not answer. Retryable.
         """
-        place = RowPosition.unpack(start)
         return BinlogDump(
-            self.connect(),
+            self.connect_to(server),
             f"binlog of {self.what}",
-            file=server.file_name(place.major),
-            offset=place.minor,
+            file=server.file_name(start),
+            offset=RowPosition.unpack(start).minor,
             server_id=self._settings.server_id or (1 << 31) + secrets.randbits(30),
         )
+
+
+def _identity(values: Mapping[str, str]) -> str:
+    """Return what tells a server from others: MySQL's UUID, MariaDB's number."""
+    return values.get("server_uuid") or f"{values.get('gtid_domain_id', 0)}-{values.get('server_id')}"
 
 
 @lru_cache(maxsize=1)

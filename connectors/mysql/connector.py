@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from connectors.mysql.client import Client, Server, SourceTable
+from connectors.mysql.failover import find_place
+from connectors.mysql.gtid import GtidSet, note_names, parse_text
 from connectors.mysql.ledger import SourceLedger
 from connectors.mysql.loads import Loads
-from connectors.mysql.position import LOADED
-from connectors.mysql.reader import LOAD_SUFFIX, MySQLReader
+from connectors.mysql.position import LOADED, SERVERS, server_number, show_position
+from connectors.mysql.reader import LOAD_SUFFIX, Continuation, MySQLReader
 from connectors.mysql.rows import RowDecoder, full_schema
 from connectors.mysql.settings import MySQLSettings
 from waxlake.stream.changes import CHANGE_COLUMNS, CHANGE_TYPE
@@ -46,8 +48,8 @@ class MySQLConnector:
 
     @property
     def name(self) -> str:
-        """What the user calls the source: its server."""
-        return f"mysql:{self.settings.url}"
+        """What the user calls the source: its name, or its server."""
+        return f"mysql:{self.settings.source_name}"
 
     @property
     def metadata_columns(self) -> tuple[str, ...]:
@@ -61,7 +63,7 @@ class MySQLConnector:
 
     def source_key(self) -> object:
         """Return what is equal for tables of one server: they are read together."""
-        return "mysql", self.settings.url.host, self.settings.url.port, self._location.uri
+        return "mysql", self.settings.source_name, self._location.uri
 
     def together(self, others: Sequence[Connector]) -> MySQLConnector:
         """Return a connector of the tables of all.
@@ -122,15 +124,20 @@ class MySQLConnector:
         server, tables = self._survey()
         ledger = SourceLedger(self._location)
         epoch = ledger.epoch()
+        self._note_begin(server, ledger, [name for name in tables if ledger.begin(epoch, name) is None])
         begins = ledger.begins(epoch, dict.fromkeys(tables, server.last))
         for name, table in tables.items():
             ledger.add_columns(name, table.columns)
-        identity = f"mysql:{server.identity}@{ledger.table_id}" + (f"#{epoch}" if epoch else "")
+        servers = ledger.servers()
+        if not servers:
+            ledger.add_server(0, server.identity, {})
+        origin = servers[0] if servers and (server.has_gtids or servers[-1] == server.identity) else server.identity
+        identity = f"mysql:{origin}@{ledger.table_id}" + (f"#{epoch}" if epoch else "")
         ledger.add_identity(identity)
         ranges: dict[str, SourceRange] = {}
         begin: dict[str, int] = {}
         for name in tables:
-            low = min(max(server.first, begins[name]), server.last)
+            low = min(max(0 if server.number else server.first, begins[name]), server.last)
             ranges[name], begin[name] = SourceRange(low=low, high=server.last), server.last
             if self.settings.initial_load:
                 ranges[name + LOAD_SUFFIX], begin[name + LOAD_SUFFIX] = SourceRange(low=0, high=LOADED), 0
@@ -141,6 +148,40 @@ class MySQLConnector:
             begin=begin,
             former=ledger.former(),
         )
+
+    def note_names(self) -> tuple[str, ...]:
+        """Return the names of what is stored beside positions: which transactions lie before them."""
+        return note_names(SourceLedger(self._location).origins())
+
+    def settle(self, plan: SourcePlan) -> None:
+        """Find the positions of servers before in the log of the one that took their place.
+
+        Raises:
+            SourceMoved: ``MYSQL_BINLOG_PURGED``, ``MYSQL_GTID_MISSING``, ``MYSQL_GTID_DIVERGED``. Not retryable.
+            TransientError: The server does not answer. Retryable.
+        """
+        server, _ = self._survey()
+        ledger = SourceLedger(self._location)
+        parts = [part for name, part in plan.partitions.items() if not name.endswith(LOAD_SUFFIX)]
+        notes: dict[int, Mapping[str, int]] = {p: found for part in parts for p, found in part.notes.items()}
+        places: dict[int, int] = {}
+        found: dict[int, int] = {}
+        for position in sorted({p for part in parts for p in (part.start, *part.fences)}):
+            place = position if server_number(position) == server.number else ledger.place(position, server.number)
+            if place is None:
+                gtids = GtidSet.of_notes(notes.get(position) or ledger.gtids(position), position)
+                place = found[position] = self._place_of(server, position, gtids)
+            places[position] = place
+        if any(place < server.first for place in places.values()):
+            raise SourceMoved(
+                f"cannot go on reading {self.name}",
+                code="MYSQL_BINLOG_PURGED",
+                found=f"a binlog that begins at {show_position(server.first)}",
+                expected=f"{show_position(min(places.values()))}, the next position that a table needs",
+                remedy="Set on_binlog_lost='resnapshot' to load the tables anew, and keep binlogs longer (expire_logs_days)",
+            )
+        if found or len(ledger.servers()) <= server.number:
+            ledger.add_server(server.number, server.identity, found)
 
     def start_over(self, error: SourceMoved) -> bool:
         """Make ready to load every table again, if the user allowed it."""
@@ -176,7 +217,31 @@ class MySQLConnector:
             chunk_rows=self.settings.load_chunk_rows,
             workers=self.settings.load_workers,
         )
-        return MySQLReader(self.settings, self._client, server, plan=plan, decoders=decoders, loads=loads)
+        follow = Continuation(server, ledger, plan)
+        return MySQLReader(
+            self.settings, self._client, server, plan=plan, decoders=decoders, loads=loads, continuation=follow
+        )
+
+    def _note_begin(self, server: Server, ledger: SourceLedger, new: Sequence[str]) -> None:
+        """Remember which transactions lie before the place where streams of new tables begin."""
+        if not new or not server.has_gtids or ledger.gtids(server.last):
+            return
+        is_told = not server.is_mariadb
+        gtids = parse_text(server.executed, is_mariadb=False) if is_told else self._client.gtids_at(server, server.last)
+        if gtids is not None:
+            ledger.add_origins(gtids.origins)
+            ledger.add_gtids(server.last, gtids.notes(server.last))
+
+    def _place_of(self, server: Server, position: int, gtids: GtidSet | None) -> int:
+        if gtids is None or not server.has_gtids:
+            raise SourceMoved(
+                f"cannot go on reading {self.name} at another server",
+                code="MYSQL_GTID_UNKNOWN",
+                found=f"no transaction ids beside {show_position(position)} of the server before",
+                expected="those of the transactions that the tables hold",
+                remedy="Go back to the server before, or set on_binlog_lost='resnapshot' to load the tables anew",
+            )
+        return find_place(self._client, server, gtids)
 
     def _partitions(self, tables: Mapping[str, SourceTable]) -> list[str]:
         suffixes = ("", LOAD_SUFFIX) if self.settings.initial_load else ("",)
@@ -188,7 +253,7 @@ class MySQLConnector:
             if self._surveyed is None:
                 connection = self._client.connect()
                 try:
-                    server = self._client.survey(connection)
+                    server = self._numbered(self._client.survey(connection))
                     found: dict[str, SourceTable] = {}
                     for part in self._parts:
                         found |= {t.full_name: t for t in Client(part).tables(connection)}
@@ -200,6 +265,22 @@ class MySQLConnector:
                     found = {name: table.remembering(ledger.columns(name)) for name, table in found.items()}
                 self._surveyed = server, found
             return self._surveyed
+
+    def _numbered(self, server: Server) -> Server:
+        """Return the server with its place in the row of those that took each other's place."""
+        servers = SourceLedger(self._location).servers() if self._location.exists() else []
+        if not servers:
+            return server
+        number = len(servers) - 1 if servers[-1] == server.identity else len(servers)
+        if number >= SERVERS:
+            raise TerminalError(
+                f"cannot go on reading {self.name} at another server",
+                code="MYSQL_TOO_MANY_SERVERS",
+                found=f"{number} servers before it",
+                expected=f"at most {SERVERS}",
+                remedy="Give the source a new name= to load its tables anew",
+            )
+        return server.numbered(number)
 
     def _check_load(self, server: Server) -> None:
         if self.settings.initial_load and not server.is_mariadb and not server.has_gtids:

@@ -36,12 +36,14 @@ class Event:
         timestamp_s: When the server wrote it, seconds since 1970.
         end: Offset in its file after it, modulo 2**32; 0 for an event that is in no file.
         body: What follows the header, without checksum.
+        server: Number of the server that wrote it first.
     """
 
     kind: int
     timestamp_s: int
     end: int
     body: bytes
+    server: int = 0
 
 
 class BinlogDump:
@@ -141,10 +143,10 @@ class BinlogDump:
     def _event(self, payload: bytes) -> Event:
         if payload[0] != 0:
             raise self._refused(payload)
-        timestamp_s, kind, _, size, end, _ = _HEADER.unpack_from(payload, 1)
+        timestamp_s, kind, server, size, end, _ = _HEADER.unpack_from(payload, 1)
         if kind == BINLOG.FORMAT_DESCRIPTION_EVENT:
             self._checksum_bytes = 4 if payload[-5] == 1 else 0
-        return Event(kind, timestamp_s, end, payload[20 : 1 + size - self._checksum_bytes])
+        return Event(kind, timestamp_s, end, payload[20 : 1 + size - self._checksum_bytes], server)
 
     def _refused(self, payload: bytes) -> Exception:
         if payload[0] == 0xFE:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +28,11 @@ __all__ = ["SourceLedger"]
 
 _SCHEMA = pa.schema(
     [
-        pa.field("kind", pa.string(), metadata={"comment": "chunk, column, begin, identity or epoch"}),
+        pa.field(
+            "kind",
+            pa.string(),
+            metadata={"comment": "chunk, column, begin, identity, epoch, server, place, gtids or origin"},
+        ),
         pa.field("key", pa.string(), metadata={"comment": "What it belongs to, as schema.table"}),
         pa.field("number", pa.int64(), metadata={"comment": "Number of the chunk, the column, the epoch, from 0"}),
         pa.field("value", pa.string(), metadata={"comment": "JSON"}),
@@ -69,6 +73,11 @@ class SourceLedger:
         failpoint("chunk-recorded")
         return bool(kept["chunk", table, chunk] == list(last_key))
 
+    def begin(self, epoch: int, table: str) -> int | None:
+        """Return where the stream of a table began; None if it is new."""
+        found: int | None = self._get(("begin", table, epoch))
+        return found
+
     def begins(self, epoch: int, positions: Mapping[str, int]) -> Mapping[str, int]:
         """Return where the streams of tables began; one that is new begins at the position given."""
         kept = self._add({("begin", table, epoch): position for table, position in positions.items()})
@@ -108,6 +117,52 @@ class SourceLedger:
         known = self._values("identity")
         if identity not in known:
             self._add({("identity", "", len(known)): identity})
+
+    def servers(self) -> Sequence[str]:
+        """Return the servers that took each other's place, the first one first."""
+        return [str(identity) for identity in self._values("server")]
+
+    def add_server(self, number: int, identity: str, places: Mapping[int, int]) -> Mapping[int, int]:
+        """Remember which server comes after ``number`` others, and where in its log positions of those before are.
+
+        Returns:
+            The places that stand: another run may have been first.
+        """
+        entries: dict[_Entry, Any] = {("place", str(position), number): place for position, place in places.items()}
+        kept = self._add({("server", "", number): identity, **entries})
+        if kept["server", "", number] != identity:
+            raise TransientError(
+                f"cannot write the ledger '{self._location.label}'",
+                code="LEDGER_CONTENTION",
+                found=f"server {kept['server', '', number]}",
+                expected=f"server {identity}",
+                remedy="Another run of this pipeline found another server at the address at the same time",
+            )
+        return {position: kept["place", str(position), number] for position in places}
+
+    def place(self, position: int, number: int) -> int | None:
+        """Return where a position of an earlier server is in the log of one; None if nobody looked for it yet."""
+        found: int | None = self._get(("place", str(position), number))
+        return found
+
+    def gtids(self, position: int) -> Mapping[str, int]:
+        """Return the notes of a position at which a stream began."""
+        return self._get(("gtids", str(position), 0)) or {}
+
+    def add_gtids(self, position: int, notes: Mapping[str, int]) -> None:
+        """Remember the notes of a position at which streams begin."""
+        self._add({("gtids", str(position), 0): dict(notes)})
+
+    def origins(self) -> Sequence[str]:
+        """Return the domains, or servers, whose transactions notes may name."""
+        return [str(origin) for origin in self._values("origin")]
+
+    def add_origins(self, origins: Iterable[str]) -> None:
+        """Remember domains before a table's commit names them."""
+        known = self.origins()
+        new = sorted(set(origins).difference(known))
+        if new:
+            self._add({("origin", "", len(known) + i): origin for i, origin in enumerate(new)})
 
     def _values(self, kind: str) -> list[Any]:
         """Return the entries of a kind that belong to the source as a whole, in their order."""

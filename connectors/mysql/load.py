@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from connectors.mysql.client import Client, SourceTable
+from connectors.mysql.client import Client, Server, SourceTable
 from connectors.mysql.columns import Column
 from connectors.mysql.errors import error_of, mysql_errors
 from connectors.mysql.position import binlog_position
@@ -98,18 +98,19 @@ class ChunkRead:
     _done: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def open(self, *, is_mariadb: bool) -> None:
+    def open(self, server: Server) -> None:
         """Begin the snapshot and learn its place in the binlog; the stream must not be read meanwhile."""
         ask = self.client.ask
         ask(self.connection, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         ask(self.connection, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
-        if is_mariadb:
+        if server.is_mariadb:
             rows = ask(self.connection, "SHOW STATUS LIKE 'binlog_snapshot_%'")
             found = {str(row["VARIABLE_NAME"]).lower(): str(row["VALUE"]) for row in rows}
-            self.position = binlog_position(found["binlog_snapshot_file"], int(found["binlog_snapshot_position"]))
+            place = found["binlog_snapshot_file"], int(found["binlog_snapshot_position"])
+            self.position = binlog_position(*place, server.number)
         else:
             self.is_exact = False
-            self.position = self.client.end(self.connection)
+            self.position = self.client.end(self.connection, server)
 
     def start(self) -> None:
         """Read in a thread."""

@@ -136,7 +136,7 @@ class Loads:
             self.close()
 
     def _begun(self, table: SourceTable, number: int, reached: int, last_transaction: Callable[[], str]) -> ChunkRead:
-        connection = self._idle.pop() if self._idle else self._client.connect()
+        connection = self._idle.pop() if self._idle else self._client.connect_to(self._server)
         name = table.full_name
         read = ChunkRead(
             client=self._client,
@@ -151,13 +151,13 @@ class Loads:
         if not self._server.is_mariadb:
             self._await_visible(connection, last_transaction())
         deadline_s = time.monotonic() + _VISIBLE_S
-        read.open(is_mariadb=self._server.is_mariadb)
+        read.open(self._server)
         while read.position < reached:  # what was emitted is in the binlog, and not in the engine yet
             if time.monotonic() > deadline_s:
                 raise self._not_visible(f"the transactions before {show_position(reached)}")
             time.sleep(0.002)
             self._client.ask(connection, "COMMIT")
-            read.open(is_mariadb=self._server.is_mariadb)
+            read.open(self._server)
         read.start()
         return read
 

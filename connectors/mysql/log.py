@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import bisect
+import contextlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pymysqlreplication.constants import BINLOG
 
 from connectors.mysql.dump import Event
-from connectors.mysql.position import binlog_position, show_position
+from connectors.mysql.gtid import Gtid, GtidSet, parse_gtid, parse_listed
+from connectors.mysql.position import binlog_position, server_number, show_position
 from connectors.mysql.statements import effect_of
 from connectors.mysql.table_map import TableMap, parse_table_map, table_name
 from waxlake.stream.errors import SourceMoved, TerminalError
@@ -24,6 +27,7 @@ _VERSIONS: Final = {**_WRITES, **_UPDATES, **_DELETES}
 _STANDALONE = 1
 _HEARTBEATS: Final = (BINLOG.HEARTBEAT_LOG_EVENT, 41)
 _GTIDS: Final = (BINLOG.GTID_LOG_EVENT, BINLOG.ANONYMOUS_GTID_LOG_EVENT)
+_LISTS: Final = (BINLOG.MARIADB_GTID_GTID_LIST_EVENT, BINLOG.PREVIOUS_GTIDS_LOG_EVENT)
 _COMPRESSED: Final = (40, 165, 166, 167, 168, 169, 170, 171)
 
 
@@ -70,11 +74,13 @@ class Transactions:
 
     Args:
         name: The source, for errors.
-        file: Number of the binlog file that the stream starts in.
+        file: Server and number of the binlog file that the stream starts in, as in a position.
         position: Where it starts: between two transactions.
         wanted: Table to the position that it holds already; changes before that are not kept.
         charset_of: Collation id to character set.
         is_mariadb: Which of the two dialects of GTID events is spoken.
+        known_from: Position from which on ``gtids`` is known.
+        gtids: The transactions before ``position``, as far as ``take_gtids`` was called; None if that is not known.
     """
 
     name: str
@@ -83,13 +89,17 @@ class Transactions:
     wanted: Mapping[str, int]
     charset_of: Callable[[int], str]
     is_mariadb: bool
+    gtids: GtidSet | None = None
     changes: dict[str, list[Change]] = field(default_factory=dict)
     open_changes: dict[str, list[Change]] = field(default_factory=dict)
     size_bytes: int = 0
     open_bytes: int = 0
     is_open: bool = False
-    gtid: str = ""
+    last: Gtid | None = None
+    committed: list[tuple[int, Gtid]] = field(default_factory=list)
     _maps: dict[bytes, TableMap | None] = field(default_factory=dict)
+    known_from: int = 0
+    _gtid: Gtid | None = None
     _commit_position: int = 0
     _timestamp_s: int = 0
     _last_end: int = 0
@@ -124,6 +134,7 @@ class Transactions:
             self._refuse(event)
         elif not self.is_open and event.end:
             self.position = self._end_of(event)
+            self._learn(event)
 
     def take(self) -> dict[str, list[Change]]:
         """Return the changes of complete transactions up to ``position``, and forget them."""
@@ -135,6 +146,35 @@ class Transactions:
         taken, self.open_changes, self.open_bytes = self.open_changes, {}, 0
         return taken
 
+    def _learn(self, event: Event) -> None:
+        """Take the set that a file begins with, where none was known."""
+        if event.kind not in _LISTS or self.gtids is not None:
+            return
+        with contextlib.suppress(ValueError):
+            self.gtids = parse_listed(event.body, is_mariadb=event.kind == BINLOG.MARIADB_GTID_GTID_LIST_EVENT)
+            self.known_from = self.position
+            self.committed.clear()
+
+    def take_gtids(self, ends: Collection[int]) -> dict[int, GtidSet]:
+        """Return the transactions before each of some positions up to ``position``, and go on from there.
+
+        Args:
+            ends: Positions after the last ones that were asked for.
+        """
+        found: dict[int, GtidSet] = {}
+        if self.gtids is None:
+            self.committed.clear()
+            return found
+        at = 0
+        for end in [*sorted(ends), self.position]:
+            first, at = at, bisect.bisect_right(self.committed, end, lo=at, key=lambda entry: entry[0])
+            if at > first:
+                self.gtids = self.gtids.with_all(gtid for _, gtid in self.committed[first:at])
+            if end >= self.known_from:
+                found[end] = self.gtids
+        del self.committed[:at]
+        return found
+
     def _end_of(self, event: Event) -> int:
         """Return the position after an event; its offset is kept in 32 bits, and files grow larger."""
         if event.end < self._last_end:
@@ -144,13 +184,10 @@ class Transactions:
 
     def _begin(self, event: Event) -> None:
         self._commit_position, self._timestamp_s = self._end_of(event), event.timestamp_s
-        if event.kind == BINLOG.MARIADB_GTID_EVENT:
-            domain, sequence = int.from_bytes(event.body[8:12], "little"), int.from_bytes(event.body[:8], "little")
-            self.gtid = f"{domain}:{sequence}"
-        elif event.kind == BINLOG.GTID_LOG_EVENT:
-            import uuid
-
-            self.gtid = f"{uuid.UUID(bytes=event.body[1:17])}:{int.from_bytes(event.body[17:25], 'little')}"
+        self._gtid = None
+        if event.kind != BINLOG.ANONYMOUS_GTID_LOG_EVENT:
+            is_mariadb = event.kind == BINLOG.MARIADB_GTID_EVENT
+            self._gtid = parse_gtid(event.body, event.server, is_mariadb=is_mariadb)
         self.is_open = True
 
     def _commit(self, end: int) -> None:
@@ -161,11 +198,14 @@ class Transactions:
         self.size_bytes += self.open_bytes
         self.open_changes, self.open_bytes, self.is_open = {}, 0, False
         self.position = end
+        if self._gtid is not None:
+            self.committed.append((end, self._gtid))
+            self.last, self._gtid = self._gtid, None
 
     def _rotate(self, event: Event) -> None:
         name = event.body[8:].decode()
         offset = int.from_bytes(event.body[:8], "little")
-        position = binlog_position(name, offset)
+        position = binlog_position(name, offset, server_number(self.position))
         file = RowPosition.unpack(position).major
         if file != self.file:
             self.file, self._last_end, self._wraps = file, 0, 0

@@ -10,29 +10,89 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from connectors.mysql.client import Client, Server
 from connectors.mysql.dump import BinlogDump, Event
+from connectors.mysql.failover import Told
+from connectors.mysql.gtid import GtidSet
+from connectors.mysql.ledger import SourceLedger
 from connectors.mysql.loads import Loads
 from connectors.mysql.log import Transactions
-from connectors.mysql.position import LOADED
+from connectors.mysql.position import LOADED, server_number, show_position
 from connectors.mysql.rows import ChangeRows, RowDecoder
 from connectors.mysql.settings import MySQLSettings
 from waxlake.stream.batch import MicroBatch
+from waxlake.stream.errors import InternalError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import RowPosition
 from waxlake.stream.schema import no_rows
-from waxlake.stream.source import SourcePlan
+from waxlake.stream.source import PartitionPlan, SourcePlan
 
-__all__ = ["LOAD_SUFFIX", "MySQLReader"]
+__all__ = ["LOAD_SUFFIX", "Continuation", "MySQLReader"]
 
 LOAD_SUFFIX = ":load"
 _WAIT_S = 0.03
 _MOVE_S = 1.0
 _FETCH_BYTES = 4 << 20
+
+
+class Continuation:
+    """Where the positions of a plan are in the log of the server, and the transactions before each that is emitted.
+
+    Args:
+        server: The server that is read.
+        ledger: Where the places of earlier servers' positions are, and which domains notes may name.
+        plan: What to read.
+    """
+
+    def __init__(self, server: Server, ledger: SourceLedger, plan: SourcePlan) -> None:
+        self._server, self._ledger = server, ledger
+        self._origins = frozenset(ledger.origins())
+        self._notes = {position: notes for part in plan.partitions.values() for position, notes in part.notes.items()}
+        self._gtids: tuple[int, GtidSet] | None = None
+
+    def place(self, position: int) -> int:
+        """Return where a position is."""
+        if server_number(position) == self._server.number:
+            return position
+        found = self._ledger.place(position, self._server.number)
+        if found is None:
+            raise InternalError(f"no place was found for {show_position(position)}", code="MYSQL_PLACE")
+        return found
+
+    def told(self, part: PartitionPlan) -> Told:
+        """Return how the table of a partition is told to move."""
+        return Told.of(part.read_from, part.fences, self._server.number, self.place)
+
+    def gtids_at(self, client: Client, place: int) -> GtidSet | None:
+        """Return the transactions before a place; None if that is not known."""
+        if self._gtids is not None and self._gtids[0] == place:
+            return self._gtids[1]
+        noted = GtidSet.of_notes(self._notes.get(place) or self._ledger.gtids(place), place)
+        if noted is not None or not self._server.has_gtids:
+            return noted
+        return client.gtids_at(self._server, place) if self._server.is_mariadb else None
+
+    def noted(self, batches: Sequence[MicroBatch], log: Transactions) -> list[MicroBatch]:
+        """Return batches with the transactions before their ends as notes."""
+        found = log.take_gtids({batch.end for batch in batches if batch.start < batch.end <= log.position})
+        if not found:
+            return list(batches)
+        self._gtids = log.position, found[log.position]
+        new = self._gtids[1].origins - self._origins
+        if new:  # before a table's commit names them
+            self._ledger.add_origins(new)
+            self._origins |= new
+        return [
+            replace(batch, notes=found[batch.end].notes(batch.end))
+            if batch.start < batch.end and batch.end in found
+            else batch
+            for batch in batches
+        ]
 
 
 class MySQLReader:
@@ -45,6 +105,7 @@ class MySQLReader:
         plan: What to read.
         decoders: Table to its decoder.
         loads: The first loads.
+        continuation: Where positions of the plan are in the log of this server.
     """
 
     def __init__(
@@ -56,19 +117,22 @@ class MySQLReader:
         plan: SourcePlan,
         decoders: Mapping[str, RowDecoder],
         loads: Loads,
+        continuation: Continuation,
     ) -> None:
         self._settings, self._client, self._server, self._loads = settings, client, server, loads
-        self._plan, self._decoders = plan, decoders
+        self._plan, self._decoders, self._continuation = plan, decoders, continuation
         streams = [name for name in plan.partitions if not name.endswith(LOAD_SUFFIX)]
-        self._positions = {name: plan.partitions[name].read_from for name in streams}
+        self._told = {name: continuation.told(plan.partitions[name]) for name in streams}
+        self._positions = {name: continuation.place(told.position) for name, told in self._told.items()}
         self._marks = [part.mark for name, part in plan.partitions.items() if name in self._positions]
         self._mark = None if any(mark is None for mark in self._marks) else max(m or 0 for m in self._marks or [0])
-        self._fences = sorted({f for name in streams for f in plan.partitions[name].fences})
+        self._fences = sorted({continuation.place(f) for name in streams for f in plan.partitions[name].fences})
         self._dump: BinlogDump | None = None
         self._log: Transactions | None = None
         self._fetched: deque[Event] = deque()
         self._moved_at_s = time.monotonic()
         self._partial: set[str] = set()
+        self._is_begun = False
 
     @property
     def is_done(self) -> bool:
@@ -77,7 +141,7 @@ class MySQLReader:
 
     def positions(self) -> Mapping[str, int]:
         """Return the next position of each partition."""
-        return {**self._positions, **self._loads.positions()}
+        return {**{name: told.position for name, told in self._told.items()}, **self._loads.positions()}
 
     def close(self) -> None:
         """Free the connections; never raises."""
@@ -86,6 +150,9 @@ class MySQLReader:
 
     def read(self) -> Sequence[MicroBatch]:
         """Return what is ready."""
+        if not self._is_begun:
+            self._is_begun = True
+            return [batch for table, place in self._positions.items() for batch in self._moved_to(table, place)]
         try:
             self._loads.advance(max(self._positions.values(), default=0), self._last_transaction)
             batches = self._stream()
@@ -115,8 +182,8 @@ class MySQLReader:
 
         For a server that must be asked whether it is visible. (A server begins a new file when all of the one before are.)
         """
-        if self._log is not None and self._log.gtid:
-            return self._log.gtid
+        if self._log is not None and self._log.last is not None:
+            return str(self._log.last)
         reached = max(self._positions.values(), default=0)
         log = self._transactions(RowPosition(RowPosition.unpack(reached).major, 4).pack(), {})
         dump = self._client.dump(self._server, log.position)
@@ -128,14 +195,15 @@ class MySQLReader:
                     log.feed(event)
         finally:
             dump.close()
-        return log.gtid
+        return str(log.last or "")
 
-    def _transactions(self, start: int, wanted: Mapping[str, int]) -> Transactions:
+    def _transactions(self, start: int, wanted: Mapping[str, int], gtids: GtidSet | None = None) -> Transactions:
         return Transactions(
             name=self._client.what,
             file=RowPosition.unpack(start).major,
             position=start,
             wanted=wanted,
+            gtids=gtids,
             charset_of=self._charset_of,
             is_mariadb=self._server.is_mariadb,
         )
@@ -150,7 +218,8 @@ class MySQLReader:
         if self._dump is None or self._log is None:
             start = self._reached()
             self._dump = self._client.dump(self._server, start)
-            self._log = self._transactions(start, dict(self._positions))
+            gtids = self._continuation.gtids_at(self._client, start)
+            self._log = self._transactions(start, dict(self._positions), gtids)
         return self._dump, self._log
 
     def _charset_of(self, collation: int) -> str:
@@ -207,7 +276,7 @@ class MySQLReader:
             batches += self._cut(table, found, end)
         if moves_all:
             self._moved_at_s = time.monotonic()
-        return batches
+        return self._continuation.noted(batches, log)
 
     def _cut(self, table: str, found: ChangeRows | None, end: int) -> Iterable[MicroBatch]:
         """Yield batches of about the size asked for; each ends with a transaction."""
@@ -218,22 +287,44 @@ class MySQLReader:
                 cut = int(np.searchsorted(ends, ends[done + most - 1], side="right"))
                 if cut >= len(ends):
                     break
-                yield self._batch(table, rows.slice(done, cut - done), int(ends[cut - 1]))
+                yield from self._batch(table, rows.slice(done, cut - done), int(ends[cut - 1]))
                 done = cut
-            yield self._batch(table, rows.slice(done), end)
+            yield from self._batch(table, rows.slice(done), end)
         else:
-            yield self._batch(table, no_rows(self._decoders[table].schema), end)
+            yield from self._batch(table, no_rows(self._decoders[table].schema), end)
 
-    def _batch(self, table: str, rows: pa.Table, end: int) -> MicroBatch:
-        start, self._positions[table] = self._positions[table], end
+    def _batch(self, table: str, rows: pa.Table, place: int) -> Iterable[MicroBatch]:
+        """Yield rows that come before a place in the log, as a batch that moves the table there if it may."""
+        told = self._told[table]
+        yield from self._moved_to(table, self._positions[table])
+        self._positions[table] = place
+        ends = told.passed(place)
+        if not told.fences:
+            ends.append(place)
+        if not ends:
+            yield self._made(table, rows, told.position, told.position, is_partial=True)
+            return
         self._partial.discard(table)
-        return self._made(table, rows, start, end)
+        for end in ends:
+            start, told.position = told.position, end
+            yield self._made(table, rows, start, end)
+            rows = rows.slice(0, 0)
+
+    def _moved_to(self, table: str, place: int) -> Iterable[MicroBatch]:
+        """Yield batches without rows for the positions at a place that the log has reached already."""
+        told = self._told[table]
+        ends = told.passed(place)
+        if not told.fences and told.position < place:
+            ends.append(place)
+        for end in ends:
+            start, told.position = told.position, end
+            yield self._made(table, no_rows(self._decoders[table].schema), start, end)
 
     def _pieces(self, log: Transactions) -> list[MicroBatch]:
         """Return what is there of a transaction that is larger than a batch; before it, what is complete."""
         batches = self._batches(log) if log.changes or log.position > self._reached() else []
         for table, changes in log.take_open().items():
-            position = self._positions[table]
+            position = self._told[table].position
             rows = self._decoders[table].decode(changes).rows
             self._loads.note(table, rows)
             self._partial.add(table)

@@ -74,6 +74,12 @@ class MySQLSettings(Settings):
         min_length=1,
         description="Tables to follow: database.table, or table in the URL's database; * matches any letters",
     )
+    name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_.:-]*$",
+        description="What the source is called in positions, host:port of the URL by default: keep it when a server with another "
+        "address takes the place of the one before",
+    )
     initial_load: bool = Field(
         default=True,
         description="Whether a table that is read for the first time is loaded first, as rows of type 'read'",
@@ -136,6 +142,11 @@ class MySQLSettings(Settings):
         return tuple(name if "." in name else f"{self.url.database}.{name}" for name in self.tables)
 
     @property
+    def source_name(self) -> str:
+        """What the source is called, wherever its server is."""
+        return self.name or str(self.url)
+
+    @property
     def label(self) -> str:
         """What users call it: ``mysql:`` and the tables."""
         return f"mysql:{','.join(self.patterns)}"
@@ -144,4 +155,4 @@ class MySQLSettings(Settings):
         """Return the connector; ``ledger`` finds a place for its ledger."""
         from connectors.mysql.connector import MySQLConnector
 
-        return MySQLConnector(self, ledger(f"mysql-{self.url.host}-{self.url.port}"))
+        return MySQLConnector(self, ledger(f"mysql-{self.source_name.replace(':', '-')}"))

@@ -31,6 +31,11 @@ SELECT attrelid::int8, attname::text, atttypid::int8, atttypmod, format_type(att
 FROM pg_attribute
 WHERE attrelid::int8 = ANY(%s) AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
 ORDER BY attrelid, attnum"""
+_PUBLISHED: Final = """
+SELECT c.oid::int8, p.attnames::text[] FROM pg_publication_tables p
+JOIN pg_namespace n ON n.nspname = p.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
+WHERE p.pubname = ANY(%s) AND c.oid::int8 = ANY(%s)"""
+_COLUMN_LISTS_VERSION: Final = 150_000
 _KEYS: Final = """
 SELECT i.indrelid::int8, i.indisprimary, array(
     SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY AS k(number, place)
@@ -153,6 +158,11 @@ def read_tables(
         oids = [row[1] for row in tables]
         cursor.execute(_COLUMNS, (oids,))
         columns = _grouped(cursor.fetchall())
+        if connection.server_version >= _COLUMN_LISTS_VERSION:  # a first load has the columns that the log has
+            names_of = [settings.publication_name, settings.append_publication_name]
+            cursor.execute(_PUBLISHED, (names_of, oids))
+            for oid, published in cursor.fetchall():
+                columns[oid] = [column for column in columns.get(oid, ()) if column[0] in published]
         cursor.execute(_KEYS, (oids,))
         keys = {oid: tuple(names) for oid, _, names in cursor.fetchall()}  # the primary key comes last and wins
     found = {}

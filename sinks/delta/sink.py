@@ -28,7 +28,7 @@ from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import PositionMoved, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.growth import merge_schemas
-from waxlake.stream.position import app_id
+from waxlake.stream.position import app_id, note_app_id
 from waxlake.stream.schema import cast_exact, compare_schemas, delta_schema
 from waxlake.stream.table_properties import order_columns
 
@@ -255,6 +255,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         rows = batch.table if is_whole else self._fitted(committer, batch.table, flow)  # may commit what came before
         self._note_move(committer, app, batch)
         self._identities.update(self._sink.control.identities.get(flow, {}))
+        self._identities.update({note_app_id(app, name): value for name, value in batch.notes.items()})
         self._tally.add(batch, flow)
         self._keep(batch, rows, is_growth=is_growth)
         if is_growth:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Lab:
     database: str = ""
     positions: dict[str, int] = field(default_factory=dict)
     batches: list[MicroBatch] = field(default_factory=list)
+    notes: dict[int, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.database = self.database or self.server.create_database()
@@ -46,9 +48,14 @@ class Lab:
         settings = MySQLSettings.of(url or self.server.url, names, **options)
         return MySQLConnector(settings, TableLocation(str(self.folder / "ledger")))
 
-    def read(self, connector: MySQLConnector, timeout_s: float = 30) -> list[MicroBatch]:
-        """Read what is new, and keep it."""
-        plan = plan_partitions(connector.inspect(), [self.positions], is_bounded=True)
+    def read(
+        self, connector: MySQLConnector, timeout_s: float = 30, others: Sequence[Mapping[str, int]] = ()
+    ) -> list[MicroBatch]:
+        """Read what is new, and keep it; ``others`` are positions of flows that share the read and are further."""
+        plan = plan_partitions(connector.inspect(), [self.positions, *others], is_bounded=True)
+        noted = {key: replace(part, notes=self.notes) for key, part in plan.partitions.items()}
+        plan = replace(plan, partitions=noted)
+        connector.settle(plan)
         for partition, part in plan.partitions.items():
             self.positions.setdefault(partition, part.start)
         names = frozenset(connector.empty().column_names) | ALL
@@ -69,6 +76,8 @@ class Lab:
         for batch in batches:
             assert batch.start == self.positions.setdefault(batch.partition, batch.start)
             self.positions[batch.partition] = batch.end
+            if batch.notes:
+                self.notes[batch.end] = batch.notes
         self.batches += batches
 
     def follow(self, reader: Reader, timeout_s: float = 30) -> None:

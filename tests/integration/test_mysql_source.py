@@ -14,6 +14,7 @@ import pytest
 
 from connectors.mysql.client import Client, Server
 from connectors.mysql.loads import Loads
+from connectors.mysql.position import LOADED
 from tests.integration.mysql_lab import ALL, Lab
 from tests.services.mariadb import MariaDB
 from waxlake.stream.errors import SourceChanged, TerminalError, TransientError
@@ -85,7 +86,7 @@ def test_a_load_beside_a_busy_table_is_consistent_in_the_order_of_arrival(
 
         def await_visible(self: Loads, connection: Any, transaction: str) -> None:
             """Wait for what is in the binlog to be in the engine, in MariaDB's words instead of MySQL's."""
-            status, end = "SHOW STATUS LIKE 'binlog_snapshot_position'", self._client.end(connection)
+            status, end = "SHOW STATUS LIKE 'binlog_snapshot_position'", self._client.end(connection, self._server)
             while True:
                 self._client.ask(connection, "START TRANSACTION WITH CONSISTENT SNAPSHOT")
                 offset = int(self._client.ask(connection, status)[0]["VALUE"])
@@ -249,7 +250,8 @@ def test_a_server_that_restarts_is_read_on(make_mariadb: Any, tmp_path: Path) ->
     def read_until(rows: int) -> None:
         nonlocal failures
         deadline_s = time.monotonic() + 60
-        while sum(b.table.num_rows for b in lab.batches) < rows:
+        load = f"{lab.database}.t:load"
+        while sum(b.table.num_rows for b in lab.batches) < rows or (rows >= 3000 and lab.positions[load] < LOADED):
             assert time.monotonic() < deadline_s
             try:
                 lab.keep(list(reader.read()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.integration.postgres_lab import PostgresLab
 from tests.services.postgres import PostgresServer
 from waxlake.stream.errors import SourceChanged, TerminalError, UsageError
+from waxlake.stream.source import plan_partitions
 
 TYPES = {
     "bool": ("true", pa.bool_()),
@@ -142,6 +144,19 @@ def test_keys_identities_and_values_that_were_not_sent(lab: PostgresLab) -> None
     assert lab.kinds("public.t")[10:] == ["truncate"]
 
 
+def test_a_column_list_of_the_publication_holds_for_the_first_load_too(lab: PostgresLab) -> None:
+    lab.execute("CREATE TABLE t (id int PRIMARY KEY, open text, secret text); INSERT INTO t VALUES (1, 'a', 'x')")
+    if lab.server.execute("SHOW server_version_num")[0][0] < "150000":
+        pytest.skip("column lists came with PostgreSQL 15")
+    lab.execute(f"CREATE PUBLICATION {lab.database} FOR TABLE t (id, open)")
+    lab.read("t")
+    lab.execute("UPDATE t SET open = 'b'; UPDATE t SET secret = 'y'")
+    lab.read("t")
+    rows = [{name: row[name] for name in row if not name.startswith("_")} for row in lab.log("public.t")]
+    assert rows == [{"id": 1, "open": "a"}, {"id": 1, "open": "b"}, {"id": 1, "open": "b"}]
+    assert "secret" not in lab.connector("t").empty().column_names
+
+
 def test_a_table_without_a_key_is_refused_or_read_as_inserts(lab: PostgresLab) -> None:
     lab.execute("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 1000)")
     with pytest.raises(TerminalError, match="no primary key") as refused:
@@ -151,6 +166,31 @@ def test_a_table_without_a_key_is_refused_or_read_as_inserts(lab: PostgresLab) -
     lab.execute("INSERT INTO t VALUES (1001); UPDATE t SET n = 0 WHERE n = 1; DELETE FROM t WHERE n = 2")
     lab.read("t", on_missing_key="append")
     assert sorted(row["n"] for row in lab.log("public.t")) == list(range(1, 1002))
+
+
+def test_a_quiet_table_holds_back_no_log_while_others_are_written(lab: PostgresLab) -> None:
+    lab.execute("CREATE TABLE quiet (id int PRIMARY KEY); CREATE TABLE busy (id int, text text)")
+    lab.read("quiet")
+    connector = lab.connector("quiet")
+    plan = plan_partitions(connector.inspect(), [lab.stored], is_bounded=False)
+    reader = connector.reader(plan, tuple(plan.partitions), frozenset())
+    held = f"""SELECT (restart_lsn - '0/0')::int8, (confirmed_flush_lsn - '0/0')::int8
+        FROM pg_replication_slots WHERE slot_name = '{lab.database}'"""
+    before = lab.execute(held)[0]
+    try:
+        reader.read()
+        lab.execute("INSERT INTO busy SELECT n, repeat('x', 500) FROM generate_series(1, 4000) n; CHECKPOINT")
+        wanted = lab.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::int8")[0][0]
+        deadline = time.monotonic() + 60
+        while lab.execute(held)[0][1] < wanted - 10_000 or lab.execute(held)[0][0] == before[0]:
+            assert time.monotonic() < deadline, (before, lab.execute(held), wanted)
+            for batch in reader.read():
+                assert batch.table.num_rows == 0
+                lab.stored[batch.partition] = batch.end
+            connector.confirm(plan, lab.stored)  # what every table holds, and nothing else
+            assert lab.execute(held)[0][1] <= lab.stored[next(p for p in plan.partitions if ":" not in p)]
+    finally:
+        reader.close()
 
 
 def test_columns_that_come_go_and_change(lab: PostgresLab) -> None:

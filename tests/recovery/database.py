@@ -1,4 +1,4 @@
-"""A pipeline over two tables of a database under a workload, and the check of its change logs."""
+"""A pipeline over two tables of a database under a workload, and the check of its change logs and the other targets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from deltalake import DeltaTable
 
 from tests.recovery.project import Project, wait
+from tests.recovery.targets import TARGET_DEFINITIONS, check_targets
 from tests.recovery.workload import KEYS, Key, Workload, logged_changes, replayed
 
 _METADATA = '"_change_type", "_commit_position", "_change_index", "_unchanged"'
@@ -24,7 +25,10 @@ def accounts():
 @wl.table
 def entries():
     return {entries}.select("*", {metadata})
-"""
+
+def changes_of(table):
+    return {{"accounts": {accounts}, "entries": {entries}}}[table]
+""" + TARGET_DEFINITIONS.replace("{", "{{").replace("}", "}}")
 _SPEC = """
 name: changes
 storage: {storage}
@@ -35,7 +39,7 @@ trigger_interval: 200ms
 
 @dataclass(slots=True)
 class DatabaseLake(Project):
-    """One pipeline: a change log a table.
+    """One pipeline: a change log, current rows and a history of each table.
 
     Args:
         workload: What changes the tables.
@@ -95,11 +99,15 @@ class DatabaseLake(Project):
                 found[name, kind, key, version if kind != "delete" or self.has_old_versions else 0] += count
         return found
 
-    def check(self, actual: dict[str, list[dict[str, Any]]]) -> None:
-        """Compare change logs with what was done: each change once, and replayed they are the tables' rows.
+    def check(self, actual: dict[str, list[dict[str, Any]]], since: int) -> int:
+        """Compare change logs with what was done: each change once, replayed the tables' rows; and the other targets.
 
         Args:
             actual: Table to the rows that the source holds.
+            since: Where the first loads were complete.
+
+        Returns:
+            Number of committed states that the histories were compared with.
         """
         assert self.has_begun
         for table, keys in KEYS.items():
@@ -113,3 +121,4 @@ class DatabaseLake(Project):
             assert logged - done - before == Counter(), f"{table}: twice, or never done"
             assert done - logged == Counter(), f"{table}: missing"
             assert replayed(table, log) == expected
+        return check_targets(self.folder / "lake" / "tables" / "default", self.workload, since=since)

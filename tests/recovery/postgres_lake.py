@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from tests.recovery.lake import wait
+from tests.recovery.targets import TARGET_DEFINITIONS, TARGETS, check_targets
 from tests.recovery.workload import KEYS, Workload, logged_changes, replayed
 from tests.services.postgres import PostgresServer
 from waxlake.stream.position import app_id
@@ -42,7 +43,9 @@ def entries():
 @wl.table
 def both():
     return read("accounts", "entries").select("v", "_change_type", "_table", "_commit_position", "_change_index")
-"""
+
+changes_of = read
+""" + TARGET_DEFINITIONS.replace("{", "{{").replace("}", "}}")
 _SPEC = """
 name: recovery
 storage: ./lake
@@ -176,7 +179,8 @@ class PostgresLake:
             oids = dict(cursor.fetchall())
         self._connection.commit()
         stored = []
-        for name, tables in (*((table, (table,)) for table in TABLES), ("both", TABLES)):
+        flows = [(table, (table,)) for table in TABLES] + [(name, (table,)) for name, table in TARGETS.items()]
+        for name, tables in (*flows, ("both", TABLES)):
             path = self.folder / "lake" / "tables" / "default" / name
             if not (path / "_delta_log").is_dir():
                 continue
@@ -188,12 +192,20 @@ class PostgresLake:
         """Return a table's rows."""
         return DeltaTable(str(self.folder / "lake" / "tables" / "default" / name)).to_pyarrow_table()
 
-    def check(self, before: dict[str, set[Any]]) -> None:
-        """Compare the change logs with what was done: the rows they end with, and each change once.
+    def check(self, before: dict[str, set[Any]], since: int) -> int:
+        """Compare the change logs with what was done: the rows they end with, and each change once; and the other targets.
 
         Args:
             before: Changes of each table that may or may not be in the log: they were made before its stream began.
+            since: Where the first loads were complete.
+
+        Returns:
+            Number of committed states that the histories were compared with.
         """
+        for table, keys in KEYS.items():
+            source = {tuple(row[name] for name in keys): row for row in self._rows(table)}
+            assert source == self.workload.rows[table], f"the workload is wrong on {table}"
+        compared = check_targets(self.folder / "lake" / "tables" / "default", self.workload, since=since)
         both = self.table("both")
         for table in TABLES:
             log = self.table(table)
@@ -211,6 +223,7 @@ class PostgresLake:
             begin = max(ours[0], theirs[0])
             assert [row for row in theirs if row >= begin] == [row for row in ours if row >= begin]
         self._check_log()
+        return compared
 
     def made(self) -> dict[str, set[Any]]:
         """Return the changes made so far, by table."""
@@ -228,14 +241,30 @@ class PostgresLake:
                         assert position.get(key, source["start"]) == source["start"], (name, entry["version"])
                         position[key] = source["end"]
 
+    def log_position(self) -> int:
+        """Return where the server's log ends now."""
+        return int(self._scalar("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8"))
+
     def _scalar(self, query: str) -> Any:
         return self.server.execute(query, database=self.database)[0][0]
 
-    def _transact(self, statements: Sequence[str]) -> None:
+    def _rows(self, table: str) -> list[dict[str, Any]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(f"SELECT * FROM {table}")
+            names = [column.name for column in cursor.description]
+            rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        self._connection.commit()
+        return rows
+
+    def _transact(self, statements: Sequence[str]) -> int:
         with self._connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
+            self._connection.commit()
+            cursor.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8")
+            (position,) = cursor.fetchone()
         self._connection.commit()
+        return int(position)
 
 
 def _without_old_version(change: tuple[str, str, Any, int]) -> tuple[str, str, Any, int]:

@@ -1,8 +1,8 @@
 """A writer of database tables that remembers what it did, and the check that a change log says the same.
 
 It knows no database: statements are plain SQL that PostgreSQL, MySQL and MariaDB take, handed to a function that runs them in
-one transaction. It is the only writer, so its own memory is what the tables must hold; each row carries a version that grows
-with each change of it, so each change can be told from every other.
+one transaction and returns where the log stands then. It is the only writer, so its own memory is what the tables must hold;
+each row carries a version that grows with each change of it, so each change can be told from every other.
 """
 
 from __future__ import annotations
@@ -27,21 +27,39 @@ Row = dict[str, Any]
 Key = tuple[Any, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """What one transaction left.
+
+    Attributes:
+        position: A position of the log that is after it and before what the next one writes.
+        rows: Table to the rows that it touched, as they are then; None for one that is gone.
+    """
+
+    position: int
+    rows: dict[str, dict[Key, Row | None]]
+
+
 @dataclass(slots=True)
 class Workload:
     """Changes two tables at random, the same way for the same seed.
 
+    ``states`` are the committed states, each as what differs from the one before. ``moved_documents`` are the keys that rows
+    with a large value were moved to: a source that does not send such a value again looks it up later, and may find the row gone.
+
     Args:
-        transact: Runs statements in one transaction.
+        transact: Runs statements in one transaction, and returns a position of the log after it.
         seed: Of the random choices.
     """
 
-    transact: Callable[[Sequence[str]], None]
+    transact: Callable[[Sequence[str]], int]
     seed: int = 7
     rows: dict[str, dict[Key, Row]] = field(default_factory=lambda: {table: {} for table in KEYS})
     changes: Counter[tuple[str, str, Key, int]] = field(default_factory=Counter)
     before: Counter[tuple[str, str, Key, int]] = field(default_factory=Counter)
-    transactions: int = 0
+    states: list[State] = field(default_factory=list)
+    moved_documents: set[Key] = field(default_factory=set)
+    _touched: dict[str, set[Key]] = field(default_factory=lambda: {table: set() for table in KEYS})
     _random: random.Random = field(default_factory=random.Random)
     _version: int = 0
     _extra: int = 0
@@ -54,7 +72,7 @@ class Workload:
         for statement in _CREATE:
             self.transact([statement])
         for _ in range(rows // 50):
-            self.transact([self._insert("accounts", 50), self._insert("entries", 20)])
+            self._commit([self._insert("accounts", 50), self._insert("entries", 20)])
         self.changes.clear()
 
     def begin(self) -> None:
@@ -66,19 +84,19 @@ class Workload:
         """Make some transactions, one after the other."""
         for _ in range(transactions):
             count = self._random.choice((1, 1, 1, 2, 5))
-            self.transact([s for _ in range(count) for s in self._some_statements()])
-            self.transactions += 1
+            self._commit([s for _ in range(count) for s in self._some_statements()])
 
     def large(self, rows: int) -> None:
         """Make one large transaction."""
-        self.transact([self._insert("accounts", 500) for _ in range(rows // 500)])
+        self._commit([self._insert("accounts", 500) for _ in range(rows // 500)])
 
     def truncate(self) -> None:
         """Empty one table."""
-        self.transact(["TRUNCATE TABLE entries"])
         self._version += 1
         self.changes["entries", "truncate", (), 0] += 1
+        self._touched["entries"].update(self.rows["entries"])
         self.rows["entries"].clear()
+        self._commit(["TRUNCATE TABLE entries"])
 
     def add_column(self) -> None:
         """Give a table one column more."""
@@ -87,6 +105,16 @@ class Workload:
         self.transact([f"ALTER TABLE accounts ADD COLUMN {name} INT"])
         for row in self.rows["accounts"].values():
             row[name] = None
+
+    def _commit(self, statements: Sequence[str]) -> None:
+        """Run statements whose effect is in ``rows`` already, and remember the state that they leave."""
+        position = self.transact(statements)
+        touched: dict[str, dict[Key, Row | None]] = {}
+        for table, keys in self._touched.items():
+            rows = self.rows[table]
+            touched[table] = {key: dict(rows[key]) if key in rows else None for key in keys}
+            keys.clear()
+        self.states.append(State(position, touched))
 
     def _some_statements(self) -> Iterable[str]:
         table = self._random.choice(("accounts", "accounts", "entries"))
@@ -112,6 +140,7 @@ class Workload:
             if key in self.rows[table]:
                 continue
             self.rows[table][key] = row
+            self._touched[table].add(key)
             self.changes[table, "insert", key, row["v"]] += 1
             added.append(row)
         names = list(added[0])
@@ -135,6 +164,7 @@ class Workload:
         for key in self._picked(table, 4):
             row = self.rows[table][key]
             row["v"], row["amount"] = self._next_version(), Decimal(self._random.randrange(10**6)) / 100
+            self._touched[table].add(key)
             self.changes[table, "update", key, row["v"]] += 1
             yield f"UPDATE {table} SET v = {row['v']}, amount = {row['amount']} WHERE {_where(table, key)}"
 
@@ -148,12 +178,16 @@ class Workload:
         row[name] = row["v"] + 10**7
         new = tuple(row[column] for column in KEYS[table])
         self.rows[table][new] = row
+        self._touched[table].update((key, new))
+        if row.get("document") is not None:
+            self.moved_documents.add(new)
         self.changes[table, "insert", new, row["v"]] += 1
         yield f"UPDATE {table} SET {name} = {row[name]}, v = {row['v']} WHERE {_where(table, key)}"
 
     def _delete(self, table: str) -> Iterable[str]:
         for key in self._picked(table, 3):
             row = self.rows[table].pop(key)
+            self._touched[table].add(key)
             self.changes[table, "delete", key, row["v"]] += 1
             yield f"DELETE FROM {table} WHERE {_where(table, key)}"
 

@@ -5,15 +5,15 @@ The merge itself is ``sinks.cdc``; what a rule means, and what happens to ties, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from waxlake.pipeline.declare import register_flow
-from waxlake.pipeline.definitions import Expectation, FlowDefinition, TableRead, calling_line
-from waxlake.pipeline.stream import Branch, Stream, read_stream
+from waxlake.pipeline.definitions import DatabaseRead, Expectation, FlowDefinition, Read, TableRead, calling_line
+from waxlake.pipeline.stream import Branch, Stream, as_schema, read_stream
 from waxlake.stream.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -142,12 +142,13 @@ def create_auto_cdc_flow(
 
 def create_auto_cdc_from_snapshot_flow(
     target: str,
-    source: str,
+    source: str | Callable[[int | None], Any],
     keys: Sequence[str],
     stored_as_scd_type: int | str = 1,
     track_history_column_list: Sequence[str] | None = None,
     track_history_except_column_list: Sequence[str] | None = None,
     name: str | None = None,
+    schema: str | pa.Schema | None = None,
 ) -> None:
     """Declare a flow that keeps a table equal to (or a history of) another one, each version of which is a full snapshot.
 
@@ -155,19 +156,32 @@ def create_auto_cdc_from_snapshot_flow(
         target: Table made with ``create_streaming_table``.
         source: Table or materialized view of this pipeline, or a Delta table at a URI. A new flow begins with its latest
             version; then every version is applied, in order. ``__START_AT`` and ``__END_AT`` are version numbers.
+            Or a function: it is given the last version that it returned (None at first), and returns (rows, version) of the next
+            snapshot, or None if there is none. Versions are whole numbers that grow. It is asked until it returns None.
         keys: Columns that identify a row.
         stored_as_scd_type: 1 for current rows, 2 for a history.
         track_history_column_list: Columns whose change opens a version; None for all.
         track_history_except_column_list: Columns whose change does not.
         name: Flow name, the identity of its positions; None takes the target's.
+        schema: Columns of a function's snapshots; None takes those of the first one, which must be there then.
 
     Raises:
         DefinitionError: Arguments that are missing or exclude each other. Not retryable.
     """
-    line = calling_line()
-    _require(bool(_names(keys)), "keys", "at least one column", line)
-    _require(isinstance(source, str) and bool(source), "source", "a name or a URI", line)
-    read = TableRead(name=source, snapshot_keys=_names(keys) or (), where=line)
+    line, columns = calling_line(), _names(keys) or ()
+    _require(bool(columns), "keys", "at least one column", line)
+    _require(
+        bool(source) and (isinstance(source, str) or callable(source)), "source", "a name, a URI or a function", line
+    )
+    _require(schema is None or not isinstance(source, str), "schema", "a function as source with it", line)
+    read: Read
+    if isinstance(source, str):
+        read = TableRead(name=source, snapshot_keys=columns, where=line)
+    else:
+        from connectors.delta.snapshot_function import SnapshotFunction
+
+        declared = as_schema(schema) if schema is not None else None
+        read = DatabaseRead(settings=SnapshotFunction(name or target, source, columns, declared, line), where=line)
     create_auto_cdc_flow(
         target,
         Stream((Branch(read),)),

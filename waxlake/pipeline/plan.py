@@ -17,6 +17,7 @@ from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.commits import refuse_restored
 from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
+from waxlake.pipeline.notes import with_notes
 from waxlake.pipeline.ownership import owner_identity
 from waxlake.pipeline.stateful import require_same_state
 from waxlake.pipeline.view import ViewConnector
@@ -33,7 +34,7 @@ from waxlake.stream.position import (
     sources_app_id,
 )
 from waxlake.stream.schema import compare_schemas, no_rows
-from waxlake.stream.source import Connector, Sharing, SourcePlan, SourceState, StartingOver, plan_partitions
+from waxlake.stream.source import Connector, Relocating, Sharing, SourcePlan, SourceState, StartingOver, plan_partitions
 
 __all__ = [
     "Completion",
@@ -312,6 +313,9 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
     takes = [part.takes for part in group.flows]
     is_bounded = plan.is_bounded or group.is_once
     source = plan_partitions(state, stored, takes=takes, on_data_loss=on_data_loss, is_bounded=is_bounded)
+    if isinstance(group.connector, Relocating):
+        source = with_notes(checked, group.flows, source, group.connector.note_names())
+        group.connector.settle(source)
     if group.is_once:
         plan.beginning.add(group.key)
         for part in group.flows:

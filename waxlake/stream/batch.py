@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,6 +77,7 @@ class MicroBatch:
             holds it (only with a sink that replaces; others ignore it).
         side: Number of the input of a stateful operator that the rows are for.
         facts: Further values for the commit's metadata.
+        notes: Further values to be stored beside ``end``, in the same commit.
     """
 
     table: pa.Table
@@ -100,6 +102,7 @@ class MicroBatch:
     replaced: tuple[str, ...] = ()
     side: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def with_rows(self, table: pa.Table, **changes: Any) -> MicroBatch:
         """Return a batch of the same provenance with other rows."""

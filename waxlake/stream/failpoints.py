@@ -21,6 +21,7 @@ __all__ = [
     "REFRESH_FAILPOINTS",
     "SCHEMA_FAILPOINTS",
     "STATE_FAILPOINTS",
+    "SNAPSHOT_FAILPOINTS",
     "UPLOAD_FAILPOINTS",
     "failpoint",
 ]
@@ -69,6 +70,11 @@ DATABASE_FAILPOINTS: Final = (
 SCHEMA_FAILPOINTS: Final = (
     "schema-found",  # a new column was seen, the schema history does not hold it yet
     "schema-stored",  # the schema history holds it, no row of it was emitted
+)
+
+SNAPSHOT_FAILPOINTS: Final = (
+    "snapshot-taken",  # a function returned a snapshot, it is not stored
+    "snapshot-stored",  # it is stored, no row of it was emitted
 )
 
 UPLOAD_FAILPOINTS: Final = (

@@ -16,6 +16,7 @@ __all__ = [
     "app_id",
     "identity_app_id",
     "identity_version",
+    "note_app_id",
     "once_app_id",
     "sources_app_id",
 ]
@@ -37,6 +38,11 @@ def app_id(flow: str, source: str, partition: str) -> str:
     Source: DESIGN §2, "App ids". A slash inside a component is percent-encoded, so two triples never collide.
     """
     return "/".join(["waxlake", *(quote(part, safe=_SAFE) for part in (flow, source, partition))])
+
+
+def note_app_id(app: str, name: str) -> str:
+    """Return the app id of a value that is stored beside the position of another app id."""
+    return f"{app}/{name}"
 
 
 def identity_app_id(flow: str, name: str) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "PartitionPlan",
     "PartitionedSource",
     "ReadControl",
+    "Relocating",
     "Reader",
     "SourcePlan",
     "SourceRange",
@@ -79,12 +80,14 @@ class PartitionPlan:
         mark: Position at which a triggered run ends; None reads on for ever.
         fences: Stored positions of all flows above ``start``: no batch straddles one.
         skipped: Positions that are lost and are skipped on request, or None.
+        notes: Stored position to what is stored beside it, for a connector that asked for it (``Relocating``).
     """
 
     start: int
     mark: int | None = None
     fences: tuple[int, ...] = ()
     skipped: tuple[int, int] | None = None
+    notes: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def read_from(self) -> int:
@@ -192,6 +195,27 @@ class StartingOver(Protocol):
 
         Returns:
             Whether it did; False where the user did not allow it, and the error stands.
+        """
+        ...
+
+
+@runtime_checkable
+class Relocating(Protocol):
+    """A connector whose positions may have to be found anew, as in the log of a server that took another's place.
+
+    What it needs for that is stored beside positions: ``MicroBatch.notes``.
+    """
+
+    def note_names(self) -> tuple[str, ...]:
+        """Return the names of the notes that there may be."""
+        ...
+
+    def settle(self, plan: SourcePlan) -> None:
+        """Find the positions of a plan, called by the planner before anything is read; decided once, for all processes.
+
+        Raises:
+            SourceMoved: One of them cannot be found: reading on from anywhere would lose or repeat rows. Not retryable.
+            TransientError: The source does not answer. Retryable.
         """
         ...
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from waxlake.stream.batch import MicroBatch
-from waxlake.stream.source import Connector, PartitionedSource, SourceState, plan_partitions
+from waxlake.stream.source import Connector, PartitionedSource, Relocating, SourceState, plan_partitions
 
 __all__ = ["Positions", "StandaloneSource"]
 
@@ -50,6 +50,8 @@ class StandaloneSource(FixedPartitionedSource[MicroBatch, None]):
             plan = plan_partitions(
                 state, [stored or {}], on_data_loss=connector.on_data_loss, is_bounded=self._is_bounded
             )
+            if isinstance(connector, Relocating):
+                connector.settle(plan)
             names = {*connector.empty().column_names} - {*connector.metadata_columns}
             self._source = PartitionedSource(
                 connector=connector,

@@ -1,4 +1,7 @@
-"""The SQL form of AUTO CDC: ``AUTO CDC INTO t FROM STREAM(s) KEYS (k) … SEQUENCE BY c``, clauses in any order."""
+"""The SQL forms of AUTO CDC, clauses in any order.
+
+``AUTO CDC INTO t FROM STREAM(s) KEYS (k) … SEQUENCE BY c``, and ``… FROM SNAPSHOT (q) [WITH VERSION (v)] KEYS (k) …``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, Final
 from waxlake.pipeline.sqlfile.cursor import Cursor
 from waxlake.pipeline.sqlfile.queries import stream_of
 
-__all__ = ["auto_cdc_arguments"]
+__all__ = ["auto_cdc_arguments", "snapshot_arguments"]
 
 _CLAUSES: Final = (
     ("KEYS",),
@@ -20,6 +23,13 @@ _CLAUSES: Final = (
     ("STORED", "AS", "SCD", "TYPE"),
     ("TRACK", "HISTORY", "ON"),
 )
+_SNAPSHOT_CLAUSES: Final = (
+    ("WITH", "VERSION"),
+    ("KEYS",),
+    ("STORED", "AS", "SCD", "TYPE"),
+    ("TRACK", "HISTORY", "ON"),
+)
+_Clauses = tuple[tuple[str, ...], ...]
 
 
 def auto_cdc_arguments(statement: Cursor, schema: str = "") -> dict[str, Any]:
@@ -35,24 +45,54 @@ def auto_cdc_arguments(statement: Cursor, schema: str = "") -> dict[str, Any]:
     source = statement.until(*_CLAUSES)
     if source.is_at_end:
         raise source.wrong("STREAM(table)")
-    arguments: dict[str, Any] = {"source": stream_of(source, schema)}
+    arguments = _arguments(statement, _CLAUSES, needed=(("KEYS",), ("SEQUENCE", "BY")))
+    return {"source": stream_of(source, schema), **arguments}
+
+
+def snapshot_arguments(statement: Cursor) -> tuple[Cursor, Cursor | None, dict[str, Any]]:
+    """Return query or name of a snapshot, the query of its version, and arguments of ``create_auto_cdc_from_snapshot_flow``.
+
+    Args:
+        statement: What comes after ``FROM SNAPSHOT``, to the end.
+
+    Raises:
+        DefinitionError: A clause that is unknown, given twice or missing. Not retryable.
+    """
+    source = statement.until(*_SNAPSHOT_CLAUSES)
+    if source.is_at_end or (source.at("(") and Cursor(source.source, source.tokens).bracketed().is_at_end):
+        raise source.wrong("a query in brackets, or a name")
+    arguments = _arguments(statement, _SNAPSHOT_CLAUSES, needed=(("KEYS",),))
+    return source, arguments.pop("version", None), arguments
+
+
+def _arguments(statement: Cursor, clauses: _Clauses, needed: _Clauses) -> dict[str, Any]:
+    """Return what clauses say, to the end of a statement."""
+    arguments: dict[str, Any] = {}
     seen: set[tuple[str, ...]] = set()
     while not statement.is_at_end:
         offset = statement.offset
-        clause = next((words for words in _CLAUSES if statement.accept(*words)), None)
+        clause = next((words for words in clauses if statement.accept(*words)), None)
         if clause is None:
-            raise statement.wrong(", ".join(" ".join(words) for words in _CLAUSES))
+            raise statement.wrong(", ".join(" ".join(words) for words in clauses))
         if clause in seen:
             raise statement.source.error(f"{' '.join(clause)} is there twice", offset, code="SQL_SYNTAX")
         seen.add(clause)
-        body = statement.until(*_CLAUSES)
+        body = statement.until(*clauses)
         if body.is_at_end and clause != ("IGNORE", "NULL", "UPDATES"):
             raise body.wrong(f"something after {' '.join(clause)}")
         arguments |= _READERS[clause](body)
-    for needed in (("KEYS",), ("SEQUENCE", "BY")):
-        if needed not in seen:
-            raise statement.wrong(" ".join(needed))
+    for clause in needed:
+        if clause not in seen:
+            raise statement.wrong(" ".join(clause))
     return arguments
+
+
+def _version(body: Cursor) -> dict[str, Any]:
+    query = body.bracketed("a query in brackets")
+    body.finish()
+    if query.is_at_end:
+        raise query.wrong("a query")
+    return {"version": query}
 
 
 def _keys(body: Cursor) -> dict[str, Any]:
@@ -109,6 +149,7 @@ def _names(body: Cursor) -> list[str]:
 
 _READERS: Final[Mapping[tuple[str, ...], Callable[[Cursor], dict[str, Any]]]] = {
     ("KEYS",): _keys,
+    ("WITH", "VERSION"): _version,
     ("IGNORE", "NULL", "UPDATES"): _ignore_nulls,
     ("APPLY", "AS", "DELETE", "WHEN"): _text("apply_as_deletes"),
     ("APPLY", "AS", "TRUNCATE", "WHEN"): _text("apply_as_truncates"),

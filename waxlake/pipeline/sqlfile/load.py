@@ -13,12 +13,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from waxlake.pipeline.auto_cdc import create_auto_cdc_flow
+from waxlake.pipeline.auto_cdc import create_auto_cdc_flow, create_auto_cdc_from_snapshot_flow
 from waxlake.pipeline.declare import Registry, check_options, definition_from
 from waxlake.pipeline.definitions import Action, DatasetKind, Expectation, FlowDefinition, at_line
-from waxlake.pipeline.sqlfile.auto_cdc import auto_cdc_arguments
+from waxlake.pipeline.sqlfile.auto_cdc import auto_cdc_arguments, snapshot_arguments
 from waxlake.pipeline.sqlfile.cursor import Cursor
 from waxlake.pipeline.sqlfile.queries import relation
+from waxlake.pipeline.sqlfile.snapshot_query import SnapshotQuery
 from waxlake.pipeline.sqlfile.source import SqlText
 from waxlake.pipeline.stream import Relation
 from waxlake.stream.ddl import parse_ddl
@@ -165,9 +166,28 @@ class _Reader:
     def _auto_cdc(self, statement: Cursor, name: str | None, where: str, *, once: bool = False) -> None:
         target = self._qualified(statement.name("a streaming table"))
         statement.expect("FROM")
+        if statement.accept("SNAPSHOT"):
+            self._snapshots(statement, target, name, where)
+            return
         arguments = auto_cdc_arguments(statement, self._schema)
         with at_line(where):
             create_auto_cdc_flow(target=target, name=name, once=once, **arguments)
+
+    def _snapshots(self, statement: Cursor, target: str, name: str | None, where: str) -> None:
+        query, version, arguments = snapshot_arguments(statement)
+        source: str | SnapshotQuery
+        if version is not None:
+            source = SnapshotQuery(query.bracketed("a query in brackets").raw(), version.raw())
+        elif query.at("("):
+            source = f"{target}_snapshot"
+            view = definition_from("materialized_view", source, _returning(relation(query, self._schema)), where, {})
+            self._registry.add_dataset(view)
+            query.rest()
+        else:
+            source = self._qualified(query.name("a query in brackets, or a name"))
+        query.finish()
+        with at_line(where):
+            create_auto_cdc_from_snapshot_flow(target=target, source=source, name=name, **arguments)
 
     def _qualified(self, name: str) -> str:
         name = name.split(".", 1)[1] if name.upper().startswith("LIVE.") else name
