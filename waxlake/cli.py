@@ -339,6 +339,41 @@ def files_state(
 
 
 @app.command()
+def replay(
+    table: Annotated[str, typer.Argument(help="Table whose quarantine is replayed.")],
+    where: Annotated[str | None, typer.Option("--where", help="Only rows of the quarantine table like these.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="column=SQL: correct the rows first. Repeatable.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would become of the rows; write nothing.")
+    ] = False,
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Put rejected rows through the rules again: those that pass go into the table, the others stay. Exactly once."""
+    from dataclasses import asdict
+
+    from waxlake.pipeline.replay import ReplayOptions, run_replay
+    from waxlake.pipeline.rows import json_line
+
+    loaded = _load_graph(spec, param)
+    options = ReplayOptions(where=where, sets=_pairs("--set", set_), is_dry=dry_run)
+    result = run_replay(loaded, table, options)
+    if json:
+        typer.echo(json_line({**asdict(result), "dry_run": dry_run}))
+        return
+    would = "would go" if dry_run else "went"
+    typer.echo(f"{table}: {result.replayed:,} rows replayed, {result.passed:,} {would} into the table")
+    if result.kept:
+        typer.echo(f"  {result.kept:,} stay in {table}_quarantine")
+    for rule, failed in result.rules.items():
+        if failed:
+            typer.echo(f"  rule {rule}: {failed:,} rows break it")
+
+
+@app.command()
 def upload(
     files: Annotated[list[Path], typer.Argument(help="Local files: csv, tsv, json, parquet, avro, orc, txt or xml.")],
     table: Annotated[str, typer.Option("--table", help="Table to write: name, or schema.name.")],

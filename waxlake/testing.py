@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from waxlake.pipeline.check import CheckedGraph
     from waxlake.pipeline.doubles import Doubles
     from waxlake.pipeline.event import Event
+    from waxlake.pipeline.replay import ReplayResult
     from waxlake.pipeline.spec import Spec
 
 __all__ = ["Metrics", "Pipeline", "Result", "RuleMetrics", "assert_rows", "rows", "run"]
@@ -204,6 +205,22 @@ class Pipeline:
         with holding_time(_instant(self.now)):
             run_update(self._spec, RunOptions(), [heard], check=check)
         return Result(self, checked[-1], heard.events)
+
+    def replay(self, table: str, *, where: str | None = None, sets: Mapping[str, str] | None = None) -> ReplayResult:
+        """Put the rejected rows of a table through its rules as they are now, as ``waxlake replay`` does.
+
+        Args:
+            table: Table name.
+            where: Condition over the quarantine table; None for all rows.
+            sets: Column to SQL: how the rows are corrected first.
+        """
+        from waxlake.pipeline.replay import ReplayOptions, run_replay
+        from waxlake.pipeline.resolve import load_graph
+        from waxlake.stream.clock import holding_time
+
+        graph = load_graph(self._spec, self._doubles.adapt)
+        with holding_time(_instant(self.now)):
+            return run_replay(graph, table, ReplayOptions(where=where, sets=sets or {}))
 
 
 def run(

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from waxlake.stream.batch import Backlog, MicroBatch
-from waxlake.stream.delta_table import REBUILT_APP_ID, TableLocation, arrow_schema, delta_errors
+from waxlake.stream.delta_table import REBUILT_APP_ID, RELEASED, TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import SourceMoved
 from waxlake.stream.position import RowPosition
 from waxlake.stream.schema import no_rows
@@ -183,6 +183,8 @@ class _DeltaReader:
         if log is None:
             self._refuse_lost_version(position.major)
             return None
+        if any(RELEASED in (action.get("commitInfo", {}).get("waxlake") or {}) for action in log):
+            return iter([(RowPosition(position.major + 1).pack(), no_rows(self._schema))])
         self._refuse_changes(log, position.major)
         adds = [action["add"] for action in log if "add" in action and action["add"].get("dataChange", True)]
         for add in adds:

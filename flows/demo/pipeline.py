@@ -83,7 +83,7 @@ def airports() -> wl.Stream:
 @wl.table("silver.flights", comment="Flights that took off, with airline and aircraft")
 @wl.expect("aircraft_is_known", "seats IS NOT NULL")
 @wl.expect_or_drop("has_departed", "dep_time IS NOT NULL")
-@wl.expect_or_quarantine("delay_is_credible", "dep_delay IS NULL OR dep_delay <= 600")
+@wl.expect_or_quarantine("delay_is_credible", f"dep_delay IS NULL OR dep_delay <= {wl.conf('credible_delay', '600')}")
 @wl.expect_or_fail("left_new_york", "origin IN ('EWR', 'JFK', 'LGA')")
 def checked_flights() -> wl.Stream:
     return wl.read_stream("bronze.flights").sql("""

@@ -5,7 +5,8 @@ Where a crash can fall, and what the next run finds:
 1. before the data files are written, or after: the log names none of them; positions are unchanged; rows are read again.
 2. the commit was sent and its reply lost: the log holds our commit id; it is recognised, never sent again.
 3. after the commit: positions are ours; whatever the source sends again ends at or before them and is dropped.
-4. after the commit, before the quarantine commit: the primary commit carries the manifest; it is finished from that.
+4. after the commit, before the quarantine commit: the primary commit carries the manifest; it is finished from that. A replay
+   from quarantine is the same: its manifest also names the quarantine files whose rows the primary commit took over.
 
 A commit that replaces data files (a merge) has the same points: its removes, adds, positions and fence are one log entry.
 Files that another writer took away meanwhile make it stop, never commit in part: delta-rs itself would take the removal of
@@ -32,9 +33,9 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
-from sinks.delta.files import StoredFile, stored_paths
+from sinks.delta.files import StoredFile, stored_files, stored_paths
 from sinks.delta.parquet import decode_add, encode_add
-from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
+from waxlake.stream.delta_table import RELEASED, TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import CommitConflict, FilesMoved, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.growth import merge_schemas
@@ -103,12 +104,19 @@ class Quarantine:
     Attributes:
         location: The quarantine table.
         adds: Its new files.
-        rows: Rows in them.
+        rows: Rows in them that are new there.
+        removes: Paths of its files whose rows are in ``adds`` or in the primary commit now (a replay).
     """
 
     location: TableLocation
     adds: Sequence[AddAction]
     rows: int
+    removes: Sequence[str] = ()
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self.adds or self.removes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,18 +220,21 @@ class Committer:
         before = self.handle.version()
         versions = {FENCE_APP_ID: self._fence, **(identities or {}), **{app: move.end for app, move in moves.items()}}
         facts: dict[str, Any] = {"commit_id": commit_id, "run": self.run_id, **(metadata or {})}
-        if quarantine is not None and quarantine.adds:
+        if quarantine is not None and quarantine.has_files:
             number = (self.stored(_MANIFEST_APP_ID) or 0) + 1
             versions[_MANIFEST_APP_ID] = number
             facts["quarantine"] = {"number": number, "files": [encode_add(add) for add in quarantine.adds]}
+            if quarantine.removes:
+                facts["quarantine"]["removed"] = list(quarantine.removes)
             failpoint("quarantine-written")
         failpoint("files-written")
         self._commit(_Change(adds, removes, replacement, growth), moves, versions, facts)
         failpoint("committed")
         self._stored.update(versions)
-        if quarantine is not None and quarantine.adds:
+        if quarantine is not None and quarantine.has_files:
             failpoint("quarantine-pending")
-            _commit_quarantine(quarantine.location, self._table_id, versions[_MANIFEST_APP_ID], quarantine.adds)
+            number = versions[_MANIFEST_APP_ID]
+            _commit_quarantine(quarantine.location, self._table_id, number, quarantine.adds, quarantine.removes)
             failpoint("quarantine-committed")
         self._refresh()
         if growth is not None:
@@ -536,20 +547,24 @@ def _quarantine_app_id(primary_id: str) -> str:
     return f"waxlake/primary/{primary_id}"
 
 
-def _commit_quarantine(location: TableLocation, primary_id: str, number: int, adds: Sequence[AddAction]) -> None:
+def _commit_quarantine(
+    location: TableLocation, primary_id: str, number: int, adds: Sequence[AddAction], removed: Sequence[str] = ()
+) -> None:
     """Commit quarantine files once: their manifest number is the position."""
     app = _quarantine_app_id(primary_id)
     for _ in range(_ATTEMPTS):
         handle = location.open()
         if (handle.transaction_version(app) or 0) >= number:
             return
+        facts: dict[str, Any] = {"manifest": number, **({RELEASED: True} if removed else {})}
         properties = CommitProperties(
-            custom_metadata={METADATA_KEY: {"manifest": number}}, app_transactions=[Transaction(app, number)]
+            custom_metadata={METADATA_KEY: facts}, app_transactions=[Transaction(app, number)]
         )
+        removals = [file.removal() for file in _named_files(handle, location, removed)]
         try:
             with delta_errors(f"commit to table '{location.label}'"):
                 handle.create_write_transaction(
-                    list(adds),
+                    [*removals, *adds],
                     mode="append",
                     schema=handle.schema(),
                     partition_by=list(handle.metadata().partition_columns),
@@ -562,6 +577,21 @@ def _commit_quarantine(location: TableLocation, primary_id: str, number: int, ad
         f"cannot commit to table '{location.label}'",
         code="COMMIT_CONTENTION",
         remedy="Give it one writer and run again",
+    )
+
+
+def _named_files(handle: DeltaTable, location: TableLocation, paths: Sequence[str]) -> list[StoredFile]:
+    if not paths:
+        return []
+    found = [file for file in stored_files(handle) if file.path in paths]
+    if len(found) == len(paths):
+        return found
+    raise TerminalError(
+        f"cannot take replayed rows out of table '{location.label}'",
+        code="QUARANTINE_CHANGED",
+        found=f"{len(paths) - len(found)} of the {len(paths)} files that held them gone",
+        expected="the files that were replayed",
+        remedy="Someone rewrote it in the middle of a replay: rows that are in the table may still be in the quarantine, too",
     )
 
 
@@ -584,9 +614,8 @@ def finish_quarantine(primary: TableLocation, quarantine: TableLocation) -> bool
     for entry in handle.history():
         manifest = (entry.get(METADATA_KEY) or {}).get("quarantine")
         if manifest and manifest["number"] == number:
-            _commit_quarantine(
-                quarantine, str(handle.metadata().id), number, [decode_add(f) for f in manifest["files"]]
-            )
+            adds = [decode_add(f) for f in manifest["files"]]
+            _commit_quarantine(quarantine, str(handle.metadata().id), number, adds, manifest.get("removed") or ())
             return True
     raise TerminalError(
         f"cannot finish table '{quarantine.label}'",

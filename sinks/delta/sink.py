@@ -198,6 +198,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._reached: dict[tuple[str, str], set[str]] = {}
         self._is_ending = False
         self._partial: set[str] = set()
+        self._released: list[str] = []
         self._has_failed = False
 
     def write_batch(self, values: list[MicroBatch]) -> None:
@@ -276,6 +277,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
             self._rows.append(rows)
         if batch.rejected is not None and batch.rejected.num_rows:
             self._reject(batch.rejected)
+        self._released += [path for path in batch.released if path not in self._released]
         if batch.table.num_rows or batch.rejected is not None or self._replacement is not None:
             self._since_s = self._since_s or self._clock.now_s()
 
@@ -386,6 +388,17 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         assert isinstance(self._rows, DataFileWriter)
         return Output(adds=self._rows.finish())
 
+    def _side_output(self) -> Quarantine | None:
+        """Return what the quarantine table gets and loses, written and ready to be committed."""
+        location, adds, rows = self._target.quarantine, [], 0
+        if location is None:
+            return None
+        if self._rejected is not None and self._rejected.rows:
+            rows = 0 if self._released else self._rejected.rows
+            adds = self._rejected.finish()
+        released, self._released = self._released, []
+        return Quarantine(location=location, adds=adds, rows=rows, removes=released) if adds or released else None
+
     def _committed(self, output: Output) -> None:
         """An output is durable."""
 
@@ -401,10 +414,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
             return
         rows = self._rows.rows if self._growth is None else self._growth.num_rows
         output = self._output(self._committer)
-        quarantine = None
-        if self._rejected is not None and self._target.quarantine is not None and self._rejected.rows:
-            rejected_rows = self._rejected.rows
-            quarantine = Quarantine(location=self._target.quarantine, adds=self._rejected.finish(), rows=rejected_rows)
+        quarantine = self._side_output()
         receipt = self._committer.commit(
             output.adds,
             self._moves,

@@ -12,6 +12,9 @@ from waxlake.stream.file_counts import FILES_FACT, FileTally
 __all__ = ["CommitTally"]
 
 
+_COUNTS = ("read", "rows", "dropped", "quarantined", "released", "skipped")
+
+
 @dataclass(slots=True)
 class CommitTally:
     """Adds batches up between two commits."""
@@ -27,9 +30,13 @@ class CommitTally:
     def add(self, batch: MicroBatch, flow: str) -> None:
         """Count one admitted batch of a flow."""
         rejected = batch.rejected.num_rows if batch.rejected is not None else 0
-        facts = self.add_counts(flow, rules=batch.rules, dropped=batch.dropped, quarantined=rejected)
+        facts = self.add_counts(
+            flow, rules=batch.rules, dropped=batch.dropped, quarantined=0 if batch.released else rejected
+        )
         facts["read"] += batch.read
         facts["rows"] += batch.table.num_rows
+        if batch.released:
+            facts["released"] = facts.get("released", 0) + batch.read - rejected
         source = facts["sources"].setdefault((batch.source, batch.partition), {"start": batch.start})
         source["end"] = batch.end
         if FILES_FACT in batch.facts:
@@ -64,7 +71,7 @@ class CommitTally:
         return {
             "flows": {
                 flow: {
-                    **{key: facts[key] for key in ("read", "rows", "dropped", "quarantined", "skipped")},
+                    **{key: facts[key] for key in _COUNTS if key in facts},
                     "rules": [
                         {"dataset": dataset, "rule": rule, "action": action, "passed": passed, "failed": failed}
                         for (dataset, rule, action), (passed, failed) in facts["rules"].items()

@@ -41,6 +41,7 @@ _STUCK_AFTER_S = 60.0
 _UPDATE_S = 120.0
 _DRAIN_S = 30.0
 _EVENTS = "bronze.flights"
+_CREDIBLE_DELAY = 900
 
 
 def main(*, fast: bool = False, folder: Path | None = None) -> None:
@@ -145,7 +146,10 @@ class _Demo:
             self._tell(f"{_EVENTS} holds {self._rows(_EVENTS):,} rows; the pipeline drains and stops")
             self._drain(pipeline)
             self._update(stack, address)
-            self._tell("a last triggered update has brought every table up to date: waxlake run")
+            self._tell("a triggered update has brought every table up to date: waxlake run")
+            self._replay(stack, address)
+            self._update(stack, address)
+            self._tell("a last update has brought them to the tables after it")
             self._keep_database()
         self._conclude(killed_at, killed_at_rows, running_s)
 
@@ -256,6 +260,18 @@ class _Demo:
         self._wait(update, lambda: not update.is_running, "update", _UPDATE_S)
         if update.exit_code != 0:
             raise self._failed(update, f"the update ended with exit code {update.exit_code}")
+
+    def _replay(self, stack: ExitStack, bootstrap_servers: str) -> None:
+        """Raise the limit of one rule, and put the rows that it had rejected through the rules again."""
+        command = [sys.executable, "-m", "waxlake", "replay", "silver.flights"]
+        command += ["--spec", str(self._place.spec.absolute())]
+        command += ["--param", f"bootstrap_servers={bootstrap_servers}", "--param", f"credible_delay={_CREDIBLE_DELAY}"]
+        replay = self._start(stack, command, "replay")
+        self._wait(replay, lambda: not replay.is_running, "replay", _UPDATE_S)
+        if replay.exit_code != 0:
+            raise self._failed(replay, f"the replay ended with exit code {replay.exit_code}")
+        said = self._place.log("replay").read_text(errors="replace").splitlines()
+        self._tell(f"a delay of {_CREDIBLE_DELAY} minutes is credible now: waxlake replay {said[0]}")
 
     def _wait(self, child: ChildProcess, answers: Callable[[], bool], name: str, timeout_s: float) -> None:
         try:

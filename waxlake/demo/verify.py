@@ -34,7 +34,7 @@ _EXPECTED = {
     ),
     "silver.flights_quarantine": (
         "time_hour, carrier, flight, dep_delay",
-        "SELECT time_hour, carrier, flight, dep_delay FROM flights WHERE dep_delay > 600",
+        "SELECT time_hour, carrier, flight, dep_delay FROM flights WHERE dep_delay > 900",
     ),
     "silver.flights_weather": (
         "time_hour, carrier, flight, origin, temp, wind_speed, precip, visib",
@@ -90,12 +90,13 @@ _FROM_DATABASE = {
     ),
 }
 
-# Rule of silver.flights: the rows of the data set that break it.
+# Rule of silver.flights: the rows of the data set that break it. Those with long delays were judged twice: as they came, and when
+# they were replayed with a higher limit.
 _BROKEN = {
-    "aircraft_is_known": "FROM flights ANTI JOIN planes USING (tailnum)",
-    "has_departed": "FROM flights WHERE dep_time IS NULL",
-    "delay_is_credible": "FROM flights WHERE dep_delay > 600",
-    "left_new_york": "FROM flights WHERE NOT (origin = 'EWR' OR origin = 'JFK' OR origin = 'LGA')",
+    "aircraft_is_known": "FROM judged ANTI JOIN planes USING (tailnum)",
+    "has_departed": "FROM judged WHERE dep_time IS NULL",
+    "delay_is_credible": "FROM judged WHERE dep_delay > if(is_replayed, 900, 600)",
+    "left_new_york": "FROM judged WHERE NOT (origin = 'EWR' OR origin = 'JFK' OR origin = 'LGA')",
 }
 
 _DIFFERENT = """
@@ -155,11 +156,12 @@ def check_rules(table: TableStatus, data: FlightData) -> list[Check]:
     ]
     with duckdb.connect() as connection:
         _register_data(connection, data)
+        judged = _one(connection, "SELECT count(*) FROM judged")
         for name, query in _BROKEN.items():
             rule = counted.get(name)
             broken = _one(connection, f"SELECT count(*) {query}")
             checks += [
-                Check(what=f"rows judged by {name}", found=rule.passed + rule.failed if rule else 0, expected=total),
+                Check(what=f"rows judged by {name}", found=rule.passed + rule.failed if rule else 0, expected=judged),
                 Check(what=f"rows that broke {name}", found=rule.failed if rule else 0, expected=broken),
             ]
     return checks
@@ -175,7 +177,11 @@ def _register_data(connection: duckdb.DuckDBPyConnection, data: FlightData) -> N
     }
     for name, table in tables.items():
         connection.register(name, table)
-    connection.execute("CREATE TEMP VIEW flown AS FROM flights WHERE dep_time IS NOT NULL AND dep_delay <= 600")
+    connection.execute("CREATE TEMP VIEW flown AS FROM flights WHERE dep_time IS NOT NULL AND dep_delay <= 900")
+    connection.execute(
+        "CREATE TEMP VIEW judged AS SELECT *, false AS is_replayed FROM flights "
+        "UNION ALL SELECT *, true FROM flights WHERE dep_delay > 600"
+    )
 
 
 def _register_database(connection: duckdb.DuckDBPyConnection, spec: Spec) -> bool:

@@ -76,6 +76,7 @@ class MicroBatch:
         replaced: Files that were written anew and begin with this batch: their earlier rows leave the table in the commit that
             holds it (only with a sink that replaces; others ignore it).
         side: Number of the input of a stateful operator that the rows are for.
+        released: Quarantine files whose rows are all in ``table`` or ``rejected`` again (a replay): they leave the quarantine.
         facts: Further values for the commit's metadata.
         notes: Further values to be stored beside ``end``, in the same commit.
     """
@@ -101,6 +102,7 @@ class MicroBatch:
     budget: str = ""
     replaced: tuple[str, ...] = ()
     side: int = 0
+    released: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
 

@@ -26,6 +26,7 @@ from waxlake.stream.settings import StorageOptions
 __all__ = [
     "FORGOTTEN",
     "REBUILT_APP_ID",
+    "RELEASED",
     "TableLocation",
     "arrow_schema",
     "delta_errors",
@@ -40,6 +41,8 @@ FORGOTTEN = -1
 REBUILT_APP_ID = "waxlake/rebuilt"
 """Version at which a table's whole content was last replaced: who begins to stream from it begins with it as it is."""
 
+RELEASED = "released"
+"""Mark in the metadata of a commit that rewrites a quarantine table after a replay: it holds no row that was not there."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _DENIED = re.compile(r"accessdenied|invalidaccesskeyid|signaturedoesnotmatch|\b403 forbidden|\b401 unauthorized")
