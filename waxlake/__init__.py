@@ -19,6 +19,7 @@ from waxlake.pipeline.declare import (
     temporary_view,
 )
 from waxlake.pipeline.ingest import ingest_database
+from waxlake.pipeline.rules import freshness, overall, references, row_count, rules_from, unique
 from waxlake.pipeline.stream import (
     Batch,
     Stream,
@@ -49,8 +50,10 @@ __all__ = [
     "expect_or_drop",
     "expect_or_fail",
     "expect_or_quarantine",
+    "freshness",
     "ingest_database",
     "materialized_view",
+    "overall",
     "read",
     "read_debezium",
     "read_files",
@@ -59,8 +62,12 @@ __all__ = [
     "read_postgres",
     "read_query",
     "read_stream",
+    "references",
+    "row_count",
+    "rules_from",
     "sql",
     "table",
     "temporary_view",
     "testing",
+    "unique",
 ]

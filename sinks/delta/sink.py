@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from deltalake import DeltaTable
 from deltalake.transaction import AddAction
 
 from sinks.delta.compaction import sorted_rows
@@ -90,6 +91,7 @@ class SinkControl:
         endings: Flow name and source identity to app ids that are stored when the flow has read all of the source.
         first_needed: Returns, for a table's name, the first version that some reader of it has not read whole, or None.
         on_maintenance: Told of what was done to keep the table in shape.
+        judge: Takes rows out of a batch that is about to be stored, from what the table holds (the held snapshot); None for none.
     """
 
     run_id: str = "plain"
@@ -100,6 +102,7 @@ class SinkControl:
     endings: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     first_needed: Callable[[str], int | None] = lambda table: None
     on_maintenance: Callable[[MaintenanceReport], None] = lambda report: None
+    judge: Callable[[MicroBatch, DeltaTable], MicroBatch] | None = None
 
 
 @dataclass(slots=True)
@@ -249,6 +252,8 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
             self._note_end(flow, batch)
         if not self._admit(committer, app, batch):
             return
+        if self._sink.control.judge is not None and batch.table.num_rows:
+            batch = self._sink.control.judge(batch, committer.handle)
         is_growth = self._grows(batch.table) and not self._partial and not batch.is_partial
         if is_growth:
             self._flush()  # in the schema that the table has

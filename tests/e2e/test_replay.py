@@ -32,6 +32,10 @@ def orders():
 def rejected():
     return wl.read_stream("orders_quarantine").select("id", "_failed_rules[1] AS rule")
 
+@wl.table
+def numbers():
+    return wl.read_stream("orders").select("id")
+
 @wl.materialized_view
 def counts():
     return wl.sql("SELECT (SELECT count(*) FROM orders) AS good, (SELECT count(*) FROM orders_quarantine) AS bad")
@@ -74,6 +78,7 @@ def test_p33_rows_that_pass_now_go_into_the_table_and_the_others_stay(orders: Or
         orders.result.quarantine("orders"), [{"id": 2, "_failed_rules": ["listed"], "_rescued_data": '{"rest":7}'}]
     )
     assert orders.pipeline.replay("orders").commits == 0  # nothing would change
+    assert orders.ids("numbers") == [0, 1, 3]
 
     result = orders.pipeline.run({"files:inbox": [{"id": 9, "country": "XX"}]})
     assert sorted(result["rejected"]["id"].to_pylist()) == [1, 2, 3, 9]  # what a replay left there is no new row
@@ -160,6 +165,7 @@ def test_a_replay_is_killed_at_every_point(project: Project) -> None:
         assert project.rows("orders_quarantine", "id") == sorted(bad), point
     update(project)
     assert project.rows("counts", "good", "bad") == [(len(good), len(bad))]
+    assert project.rows("numbers", "id") == sorted(good)
     assert project.rows("rejected", "id") == sorted({1, 2, 3, *range(10, 15), *range(110, 115)})
 
 

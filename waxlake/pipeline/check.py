@@ -25,8 +25,8 @@ from waxlake.pipeline.definitions import (
     TableRead,
     located,
 )
-from waxlake.pipeline.expectations import FAILED_RULES
 from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name, resolve_path
+from waxlake.pipeline.quarantine import quarantine_schema
 from waxlake.pipeline.replaced_files import check_replaced_files
 from waxlake.pipeline.sql import (
     StaticTables,
@@ -52,22 +52,7 @@ from waxlake.stream.table_properties import order_columns
 if TYPE_CHECKING:
     from waxlake.pipeline.file_rows import FileRows
 
-__all__ = ["BatchQuery", "CheckedFlow", "CheckedGraph", "check_graph", "quarantine_schema"]
-
-QUARANTINE_COLUMNS = (
-    pa.field(FAILED_RULES, pa.list_(pa.string())),
-    pa.field("_quarantined_at", pa.timestamp("us", "UTC")),
-    pa.field("_source", pa.string()),
-    pa.field("_source_partition", pa.string()),
-    pa.field("_batch_start", pa.int64()),
-    pa.field("_batch_end", pa.int64()),
-)
-
-
-def quarantine_schema(table: pa.Schema) -> pa.Schema:
-    """Return the columns of a quarantine table: those of its table, and why and whence a row came."""
-    own = {f.name for f in QUARANTINE_COLUMNS}
-    return pa.schema([*(f.with_nullable(True) for f in table if f.name not in own), *QUARANTINE_COLUMNS])
+__all__ = ["BatchQuery", "CheckedFlow", "CheckedGraph", "check_graph"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +316,7 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
             remedy="Leave out once=True: the first load of a table is read once anyway",
         )
     empty = connector.empty()
-    expectations = flow_expectations(dataset, flow)
+    expectations = tuple(rule for rule in flow_expectations(dataset, flow) if rule.scope != "key")
     rules = [rule.sql for rule in expectations]
     steps = split_steps(branch.steps, flow.name, connector.metadata_columns)
     of_changes = _columns_of_changes(flow, connector.metadata_columns)
@@ -340,7 +325,7 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
     }
     used |= of_changes
     visible = [name for name in empty.column_names if name not in connector.metadata_columns or name in used]
-    statics = steps_statics(branch.steps, flow)
+    statics = steps_statics(branch.steps, flow, expectations)
     declared = dataset.definition.schema if steps.operator is None else None
     transform = Transform(
         flow=flow.name,
@@ -451,7 +436,7 @@ def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
             expectations=dataset.expectations if dataset.kind == "temporary_view" else (),
             source=_empty_rows(checked, query, branch),
             hidden=("_metadata",) if isinstance(branch.read, FilesRead) and _uses_metadata(branch) else (),
-            statics=steps_statics(branch.steps, flow),
+            statics=steps_statics(branch.steps, flow, dataset.expectations),
             tables=empty,
             schema=delta_schema(declared) if declared is not None else None,
         )
@@ -504,7 +489,7 @@ def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> Ch
         expectations=dataset.expectations,
         source=no_rows(query.schema),
         hidden=(),
-        statics=(),
+        statics=tuple(dict.fromkeys(name for rule in dataset.expectations for name in rule.tables)),
         tables=EmptyTables(checked),
         schema=query.schema,
     )

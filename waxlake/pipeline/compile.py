@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import bytewax.operators as op
-import pyarrow as pa
 from bytewax.connectors.stdio import StdOutSink
 from bytewax.dataflow import Dataflow
 from bytewax.dataflow import Stream as DataflowStream
@@ -19,17 +17,18 @@ from sinks.cdc import MergeSink
 from sinks.cdc.replacing import ReplacingSink
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from sinks.state import StatefulSink
-from waxlake.pipeline.check import QUARANTINE_COLUMNS, CheckedFlow, CheckedGraph
+from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.plan import RunPlan, SourceGroup
+from waxlake.pipeline.quarantine import with_provenance
 from waxlake.pipeline.replaced_files import replace_column
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.stateful import stateful_flows
+from waxlake.pipeline.uniqueness import UniqueRows
 from waxlake.pipeline.upkeep import first_needed_version, report_maintenance
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
-from waxlake.stream.clock import utc_now
 from waxlake.stream.errors import WaxlakeError
 from waxlake.stream.source import PartitionedSource, ReadControl
 
@@ -145,9 +144,20 @@ def _sink(
             endings=plan.endings,
             first_needed=lambda name: first_needed_version(checked, name),
             on_maintenance=lambda report: report_maintenance(state.emit, report),
+            judge=_key_rules(checked, target),
         ),
         **options,
     )
+
+
+def _key_rules(checked: CheckedGraph, target: str) -> UniqueRows | None:
+    """Return what judges the keys of a streaming table; those of a view are judged with its other rules."""
+    dataset = checked.graph.datasets[target]
+    rules = [rule for rule in dataset.expectations if rule.scope == "key"]
+    if not rules or dataset.kind != "table":
+        return None
+    (first, *_) = (part for part in checked.flows if part.flow.target == target)
+    return UniqueRows(target, rules, first.transform.on_offenders)
 
 
 @dataclass(slots=True)
@@ -173,10 +183,11 @@ class _FlowStep:
             return []
 
     def _made(self, batch: MicroBatch) -> MicroBatch:
-        outcome = self.part.transform.apply(self.part.fitted(batch.table), self.tables)
+        moves = batch.end > batch.start
+        outcome = self.part.transform.apply(self.part.fitted(batch.table), self.tables, moves=moves)
         rejected = outcome.rejected
         if rejected is not None:
-            rejected = _with_provenance(rejected, batch, utc_now)
+            rejected = with_provenance(rejected, batch)
         return batch.with_rows(
             outcome.table,
             flow=self.part.flow.name,
@@ -186,20 +197,3 @@ class _FlowStep:
             rules=outcome.rules,
             dropped=outcome.dropped,
         )
-
-
-def _with_provenance(rejected: pa.Table, batch: MicroBatch, now: Callable[[], datetime]) -> pa.Table:
-    """Add why, when and whence to rejected rows."""
-    values = {
-        "_quarantined_at": now(),
-        "_source": batch.source,
-        "_source_partition": batch.partition,
-        "_batch_start": batch.start,
-        "_batch_end": batch.end,
-    }
-    rejected = rejected.drop_columns([name for name in values if name in rejected.column_names])
-    for item in QUARANTINE_COLUMNS:
-        if item.name in values:
-            column = pa.repeat(pa.scalar(values[item.name], item.type), rejected.num_rows)
-            rejected = rejected.append_column(item, column)
-    return rejected

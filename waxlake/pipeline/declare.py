@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import pyarrow as pa
 
@@ -21,9 +21,13 @@ from waxlake.pipeline.definitions import (
     FlowDefinition,
     calling_line,
 )
+from waxlake.pipeline.rules import Rule, limits
 from waxlake.pipeline.stream import as_schema
 from waxlake.stream.errors import DefinitionError, UsageError
 from waxlake.stream.table_properties import ORDER_PROPERTY
+
+if TYPE_CHECKING:
+    from waxlake.pipeline.spec import Spec
 
 __all__ = [
     "Registry",
@@ -44,11 +48,13 @@ __all__ = [
     "materialized_view",
     "register_flow",
     "registering",
+    "registry_spec",
     "table",
     "temporary_view",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+Rules = Mapping[str, "str | Rule"]
 _ATTRIBUTE = "__waxlake__"
 
 
@@ -68,10 +74,12 @@ class Registry:
     Attributes:
         configuration: Values that ``conf`` returns.
         dialect: Dialect of the SQL text in the definitions.
+        spec: The pipeline's spec.
     """
 
     configuration: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "duckdb"
+    spec: Spec | None = None
     _drafts: list[_Draft] = field(default_factory=list)
     _datasets: list[DatasetDefinition] = field(default_factory=list)
     _flows: list[FlowDefinition] = field(default_factory=list)
@@ -104,6 +112,12 @@ def registering(registry: Registry) -> Iterator[Registry]:
         yield registry
     finally:
         _registry.reset(token)
+
+
+def registry_spec() -> Spec | None:
+    """Return the spec of the pipeline that is being loaded, if there is one."""
+    registry = _registry.get()
+    return None if registry is None else registry.spec
 
 
 def definition_of(function: Callable[..., Any]) -> DatasetDefinition | None:
@@ -318,24 +332,20 @@ def create_streaming_table(
     partition_cols: Sequence[str] | None = None,
     table_properties: Mapping[str, str] | None = None,
     path: str | None = None,
-    expect_all: Mapping[str, str] | None = None,
-    expect_all_or_drop: Mapping[str, str] | None = None,
-    expect_all_or_fail: Mapping[str, str] | None = None,
-    expect_all_or_quarantine: Mapping[str, str] | None = None,
+    expect_all: Rules | None = None,
+    expect_all_or_drop: Rules | None = None,
+    expect_all_or_fail: Rules | None = None,
+    expect_all_or_quarantine: Rules | None = None,
 ) -> None:
     """Declare a streaming table that ``append_flow`` functions feed. Arguments as for ``table``."""
     line = calling_line()
-    groups: list[tuple[Action, Mapping[str, str] | None]] = [
+    groups: list[tuple[Action, Rules | None]] = [
         ("warn", expect_all),
         ("drop", expect_all_or_drop),
         ("fail", expect_all_or_fail),
         ("quarantine", expect_all_or_quarantine),
     ]
-    rules = tuple(
-        Expectation(name=rule, sql=text, action=action, where=line)
-        for action, group in groups
-        for rule, text in (group or {}).items()
-    )
+    rules = tuple(rule for action, group in groups for rule in _expectations(group or {}, action))
     options = {
         "comment": comment,
         "schema": schema,
@@ -376,61 +386,114 @@ def append_flow(*, target: str, name: str | None = None, once: bool = False) -> 
     return decorate
 
 
-def _expect(rules: Mapping[str, str], action: Action) -> Callable[[F], F]:
+def _expectations(
+    rules: Rules, action: Action, threshold: str | float | None = None, max_violations: int | None = None
+) -> list[Expectation]:
     line = calling_line()
-    for name, text in rules.items():
-        if not isinstance(name, str) or not isinstance(text, str) or not name or not text.strip():
+    bounds = limits(threshold, max_violations)
+    made = []
+    for name, rule in rules.items():
+        rule = Rule(sql=rule) if isinstance(rule, str) else rule
+        if not isinstance(name, str) or not isinstance(rule, Rule) or not name or not rule.sql.strip():
             raise DefinitionError(
-                "an expectation is a name and a SQL condition",
+                "an expectation is a name and a SQL condition, or a rule such as wl.unique('id')",
                 where=line,
                 code="ARGUMENT_INVALID",
-                found=repr((name, text)),
+                found=repr((name, rule)),
             )
+        made.append(
+            Expectation(
+                name=name,
+                sql=rule.sql,
+                action=rule.action or action,
+                where=line,
+                scope=rule.scope,
+                columns=rule.columns,
+                tables=rule.tables,
+                is_native=rule.is_native,
+                **bounds,
+            )
+        )
+    return made
+
+
+def _expect(
+    rules: Rules, action: Action, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    added = _expectations(rules, action, threshold, max_violations)
 
     def decorate(function: F) -> F:
         draft = _draft_of(function)
-        added = [Expectation(name=name, sql=text, action=action, where=line) for name, text in rules.items()]
         draft.expectations[:0] = added  # decorators apply from the bottom up; users read from the top down
         return function
 
     return decorate
 
 
-def expect(name: str, sql: str) -> Callable[[F], F]:
-    """Count the rows that break a rule, and keep them."""
-    return _expect({name: sql}, "warn")
+def expect(
+    name: str, sql: str | Rule, *, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    """Count the rows that break a rule, and keep them.
+
+    Args:
+        name: Name of the rule, unique within its dataset.
+        sql: Condition over a row, or what ``unique``, ``references``, ``row_count``, ``freshness`` or ``overall`` returns.
+        threshold: Share of a micro-batch, as ``"1%"``, that may break it; if more do, nothing of the batch is committed.
+        max_violations: Rows of a micro-batch that may break it, likewise.
+    """
+    return _expect({name: sql}, "warn", threshold, max_violations)
 
 
-def expect_or_drop(name: str, sql: str) -> Callable[[F], F]:
-    """Count the rows that break a rule, and leave them out."""
-    return _expect({name: sql}, "drop")
+def expect_or_drop(
+    name: str, sql: str | Rule, *, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    """Count the rows that break a rule, and leave them out. Arguments as for ``expect``."""
+    return _expect({name: sql}, "drop", threshold, max_violations)
 
 
-def expect_or_fail(name: str, sql: str) -> Callable[[F], F]:
-    """Stop the flow at a row that breaks a rule; nothing of its batch is committed."""
-    return _expect({name: sql}, "fail")
+def expect_or_fail(
+    name: str, sql: str | Rule, *, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    """Stop the flow at a row that breaks a rule; nothing of its batch is committed. With a limit, at more of them than it allows.
+
+    Arguments as for ``expect``.
+    """
+    return _expect({name: sql}, "fail", threshold, max_violations)
 
 
-def expect_or_quarantine(name: str, sql: str) -> Callable[[F], F]:
-    """Send the rows that break a rule to ``<table>_quarantine``, with the names of the rules they broke."""
-    return _expect({name: sql}, "quarantine")
+def expect_or_quarantine(
+    name: str, sql: str | Rule, *, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    """Send the rows that break a rule to ``<table>_quarantine``, with the names of the rules they broke.
+
+    Arguments as for ``expect``.
+    """
+    return _expect({name: sql}, "quarantine", threshold, max_violations)
 
 
-def expect_all(rules: Mapping[str, str]) -> Callable[[F], F]:
-    """``expect`` for each rule of a mapping from name to SQL."""
-    return _expect(rules, "warn")
+def expect_all(
+    rules: Rules, *, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    """``expect`` for each rule of a mapping from name to SQL; a rule that brings an action of its own keeps it."""
+    return _expect(rules, "warn", threshold, max_violations)
 
 
-def expect_all_or_drop(rules: Mapping[str, str]) -> Callable[[F], F]:
-    """``expect_or_drop`` for each rule of a mapping from name to SQL."""
-    return _expect(rules, "drop")
+def expect_all_or_drop(
+    rules: Rules, *, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    """``expect_or_drop`` for each rule of a mapping from name to SQL; a rule that brings an action of its own keeps it."""
+    return _expect(rules, "drop", threshold, max_violations)
 
 
-def expect_all_or_fail(rules: Mapping[str, str]) -> Callable[[F], F]:
-    """``expect_or_fail`` for each rule of a mapping from name to SQL."""
-    return _expect(rules, "fail")
+def expect_all_or_fail(
+    rules: Rules, *, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    """``expect_or_fail`` for each rule of a mapping from name to SQL; a rule that brings an action of its own keeps it."""
+    return _expect(rules, "fail", threshold, max_violations)
 
 
-def expect_all_or_quarantine(rules: Mapping[str, str]) -> Callable[[F], F]:
-    """``expect_or_quarantine`` for each rule of a mapping from name to SQL."""
-    return _expect(rules, "quarantine")
+def expect_all_or_quarantine(
+    rules: Rules, *, threshold: str | float | None = None, max_violations: int | None = None
+) -> Callable[[F], F]:
+    """``expect_or_quarantine`` for each rule of a mapping from name to SQL; a rule that brings an action of its own keeps it."""
+    return _expect(rules, "quarantine", threshold, max_violations)

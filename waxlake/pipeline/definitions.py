@@ -36,6 +36,7 @@ __all__ = [
     "MapBatches",
     "Query",
     "Read",
+    "RuleScope",
     "Select",
     "SqlQuery",
     "Stateful",
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 Action = Literal["warn", "drop", "fail", "quarantine"]
+RuleScope = Literal["row", "key", "whole"]
 DatasetKind = Literal["table", "materialized_view", "temporary_view"]
 _PACKAGE = str(Path(__file__).resolve().parent)
 
@@ -95,12 +97,44 @@ def located(where: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """A named boolean SQL rule over a row; false and NULL both break it."""
+    """A named boolean SQL rule; false and NULL both break it.
+
+    Attributes:
+        name: Unique within its dataset.
+        sql: Condition over a row; over all rows of a view at once if ``scope`` is ``whole``; for people, if it is ``key``.
+        action: What becomes of rows that break it.
+        where: ``file:line``.
+        scope: What it is about.
+        columns: Columns that no two rows may have in common, if ``scope`` is ``key``.
+        tables: Datasets that ``sql`` reads.
+        threshold: Share of a micro-batch that may break it; more stop the flow. None for no limit.
+        max_violations: Rows of a micro-batch that may break it; more stop the flow. None for no limit.
+        is_native: ``sql`` is DuckDB's, whatever the dialect of the definitions.
+    """
 
     name: str
     sql: str
     action: Action
     where: str
+    scope: RuleScope = "row"
+    columns: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    threshold: float | None = None
+    max_violations: int | None = None
+    is_native: bool = False
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether some rows may break it before the flow stops."""
+        return self.threshold is not None or self.max_violations is not None
+
+    def stops(self, failed: int, total: int) -> bool:
+        """Return whether so many broken rows of a batch stop the flow."""
+        if not self.is_limited:
+            return self.action == "fail" and failed > 0
+        return (self.threshold is not None and failed > self.threshold * total) or (
+            self.max_violations is not None and failed > self.max_violations
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,9 @@ def translated_rules(rules: tuple[Expectation, ...], dialect: str) -> tuple[Expe
     """Return expectations with their conditions in DuckDB's dialect."""
     if dialect == "duckdb":
         return rules
-    return tuple(replace(rule, sql=_expression(rule.sql, dialect, rule.where)) for rule in rules)
+    return tuple(
+        replace(rule, sql=_expression(rule.sql, dialect, rule.where)) if not rule.is_native else rule for rule in rules
+    )
 
 
 def translated_changes(changes: ChangeRules | None, dialect: str, where: str) -> ChangeRules | None:

@@ -21,7 +21,7 @@ from waxlake.pipeline.notes import with_notes
 from waxlake.pipeline.ownership import owner_identity
 from waxlake.pipeline.stateful import require_same_state
 from waxlake.pipeline.view import ViewConnector
-from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
+from waxlake.stream.delta_table import REPLAYED_APP_ID, TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
 from waxlake.stream.growth import merge_schemas
 from waxlake.stream.position import (
@@ -532,6 +532,8 @@ class Completion:
             return version >= latest.version() and self.is_complete(dataset.definition.name)
         if not self._checked.is_selected(dataset.name):
             return version >= latest.version()
+        if version < (latest.transaction_version(REPLAYED_APP_ID) or 0):
+            return False
         if version >= latest.version():
             return self._is_complete_at(dataset, latest)
         if (dataset.name, version) in self._complete_versions:

@@ -17,7 +17,7 @@ Where a crash can fall, and what the next replay or run finds:
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,15 +31,17 @@ from sinks.delta import CommitReceipt, DeltaSink, DeltaTarget, SinkControl
 from sinks.delta.files import StoredFile, stored_files
 from sinks.delta.protocol import finish_quarantine
 from waxlake.pipeline.auto_cdc import flow_expectations
-from waxlake.pipeline.check import QUARANTINE_COLUMNS, check_graph
+from waxlake.pipeline.check import check_graph
 from waxlake.pipeline.definitions import Expectation, Step, WithColumns
 from waxlake.pipeline.events import EventLog, progress_events
 from waxlake.pipeline.expectations import FAILED_RULES
-from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph
+from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph, resolve_path
+from waxlake.pipeline.quarantine import QUARANTINE_COLUMNS
 from waxlake.pipeline.sql import sql_refused
 from waxlake.pipeline.transform import Transform
+from waxlake.pipeline.uniqueness import UniqueRows
 from waxlake.stream.batch import MicroBatch, RuleCount
-from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors, stored_position
+from waxlake.stream.delta_table import REPLAYED_APP_ID, TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.engine import open_session
 from waxlake.stream.errors import UsageError
 from waxlake.stream.position import app_id
@@ -113,12 +115,27 @@ def run_replay(graph: Graph, table: str, options: ReplayOptions) -> ReplayResult
 
 @dataclass(slots=True)
 class _Judged:
-    """What became of the rows of one flow in one round."""
+    """What became of the rows of one flow in one round; ``read`` of them were put through the rules."""
 
     passing: list[pa.Table] = field(default_factory=list)
     kept: list[pa.Table] = field(default_factory=list)
     counts: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
     read: int = 0
+
+    @property
+    def passed(self) -> int:
+        """Rows that go into the table."""
+        return sum(table.num_rows for table in self.passing)
+
+    def add(self, part: _Judged, *, with_rows: bool) -> None:
+        """Take what became of the rows of one file; without its rows where the file stays as it is."""
+        self.passing += part.passing if with_rows else []
+        self.kept += part.kept if with_rows else []
+        self.read += part.read
+        for key, (passed, failed) in part.counts.items():
+            known = self.counts.setdefault(key, [0, 0])
+            known[0] += passed
+            known[1] += failed
 
 
 class Replay:
@@ -152,6 +169,8 @@ class Replay:
         self._run_id = run_id
         self._transforms: dict[str, Transform] = {}
         self._session = open_session()
+        keys = [_strict(rule) for rule in self._dataset.expectations if rule.scope == "key"]
+        self._keys = UniqueRows(self._dataset.name, keys)
 
     def run(self) -> ReplayResult:
         """Replay, in as many commits as the number of rows asks for.
@@ -176,20 +195,13 @@ class Replay:
         judged: dict[str, _Judged] = {}
         released: list[str] = []
         for file, rows in self._rows_of(handle, files):
-            parts = [(flow, self._judge(flow, part)) for flow, part in self._by_flow(rows)]
-            chosen = sum(part.read for _, part in parts)
-            result.replayed += chosen
-            result.passed += sum(t.num_rows for _, part in parts for t in part.passing)
-            kept = sum(t.num_rows for _, part in parts for t in part.kept)
-            result.kept += chosen - sum(t.num_rows for _, part in parts for t in part.passing)
-            for _, part in parts:
-                for (_, rule, _), (_, failed) in part.counts.items():
-                    result.rules[rule] = result.rules.get(rule, 0) + failed
-            if kept == rows.num_rows and _says_the_same(rows, [t for _, part in parts for t in part.kept]):
-                continue  # nothing about this file would change
-            released.append(file.path)
-            for flow, part in parts:
-                _add(judged.setdefault(flow.name, _Judged()), part, rows_read=part.read)
+            parts = {flow.name: self._judge(flow, part) for flow, part in self._by_flow(rows)}
+            is_same = _is_same(rows, parts.values())
+            if not is_same:
+                released.append(file.path)
+            for flow, part in parts.items():
+                _tell(result, part)
+                judged.setdefault(flow, _Judged()).add(part, with_rows=not is_same)
         if released and not self._options.is_dry:
             self._commit(judged, released)
             result.commits += 1
@@ -244,13 +256,18 @@ class Replay:
         rows = rows.filter(chosen)
         transform = self._transform(flow, rows.schema)
         numbered = rows.drop_columns([FAILED_RULES]).append_column(_ROW, pa.array(range(rows.num_rows), pa.int64()))
-        outcome = transform.apply(numbered, _no_tables)
+        outcome = transform.apply(numbered, self._static)
         actions = {rule.name: rule.action for rule in flow_expectations(self._dataset, flow)}
         for count in outcome.rules:
             judged.counts[count.dataset, count.rule, actions[count.rule]] = [count.passed, count.failed]
-        judged.passing.append(outcome.table)
-        if outcome.rejected is not None:
-            failing = outcome.rejected
+        passing, rejected = outcome.table, [] if outcome.rejected is None else [outcome.rejected]
+        if self._keys.rules:
+            passing, twice, counts, _ = self._keys.judge(passing, self._table.open())
+            rejected += [] if twice is None else [twice]
+            for count in counts:
+                judged.counts[count.dataset, count.rule, actions[count.rule]] = [count.passed, count.failed]
+        judged.passing.append(passing)
+        for failing in rejected:
             stays = rows.take(failing.column(_ROW))
             at = stays.schema.get_field_index(FAILED_RULES)
             judged.kept.append(stays.set_column(at, FAILED_RULES, failing.column(FAILED_RULES)))
@@ -274,16 +291,17 @@ class Replay:
         if flow.name not in self._transforms:
             sets = tuple(self._options.sets.items())
             steps: tuple[Step, ...] = (WithColumns(columns=sets, where="--set"),) if sets else ()
+            rules = [_strict(rule) for rule in flow_expectations(self._dataset, flow) if rule.scope == "row"]
             source = [f for f in stored if f.name != FAILED_RULES]
             transform = Transform(
                 flow=flow.name,
                 dataset=self._dataset.name,
                 steps=steps,
-                expectations=tuple(_strict(rule) for rule in flow_expectations(self._dataset, flow)),
+                expectations=tuple(rules),
                 source=no_rows(pa.schema([*source, pa.field(_ROW, pa.int64())])),
                 hidden=(),
-                statics=(),
-                tables=_no_tables,
+                statics=tuple(dict.fromkeys(name for rule in rules for name in rule.tables)),
+                tables=self._static,
             )
             transform.compile()
             unknown = [name for name, _ in sets if name not in stored.names]
@@ -293,6 +311,19 @@ class Replay:
                 )
             self._transforms[flow.name] = transform
         return self._transforms[flow.name]
+
+    def _static(self, name: str) -> Any:
+        """Return the rows of a table that a rule refers to."""
+        dataset = self._graph.datasets.get(name)
+        if dataset is not None and dataset.location is None:
+            raise _not_possible(self._dataset.name, f"a rule that reads the temporary view '{name}'", "a stored table")
+        spec = self._graph.spec
+        location = (
+            TableLocation(resolve_path(spec, name), spec.storage_options, name) if dataset is None else dataset.location
+        )
+        assert location is not None
+        with delta_errors(f"read table '{name}'"):
+            return location.open().to_pyarrow_dataset()
 
     def _commit(self, judged: Mapping[str, _Judged], released: Sequence[str]) -> None:
         """Commit the rows of a round: the rows that pass, the files taken over and those with the rest."""
@@ -326,7 +357,9 @@ class Replay:
                     partition_count=1,
                 )
             )
-        writer = self._sink().build_part("replay", "table", None)
+        writer = self._sink({flow: {REPLAYED_APP_ID: primary.version() + 1} for flow in judged}).build_part(
+            "", "table", None
+        )
         try:
             writer.write_batch(batches)
         finally:
@@ -339,33 +372,34 @@ class Replay:
         own = {f.name for f in QUARANTINE_COLUMNS}
         return pa.schema([f for f in arrow_schema(self._quarantine.open()) if f.name not in own])
 
-    def _sink(self) -> DeltaSink:
+    def _sink(self, identities: Mapping[str, Mapping[str, int]]) -> DeltaSink:
         target = DeltaTarget(location=self._table, quarantine=self._quarantine)
-        control = SinkControl(run_id=self._run_id, on_commit=self._on_commit)
+        control = SinkControl(run_id=self._run_id, on_commit=self._on_commit, identities=identities)
         if not self._dataset.definition.is_merged:
             return DeltaSink(target=target, control=control)
         plan = check_graph(self._graph).merges[self._dataset.name]
         return MergeSink(target=target, control=control, **plan.sink_options())
 
 
-def _add(total: _Judged, part: _Judged, *, rows_read: int) -> None:
-    total.passing += part.passing
-    total.kept += part.kept
-    total.read += rows_read
-    for key, (passed, failed) in part.counts.items():
-        known = total.counts.setdefault(key, [0, 0])
-        known[0] += passed
-        known[1] += failed
+def _tell(result: ReplayResult, part: _Judged) -> None:
+    result.replayed += part.read
+    result.passed += part.passed
+    result.kept += part.read - part.passed
+    for (_, rule, _), (_, failed) in part.counts.items():
+        result.rules[rule] = result.rules.get(rule, 0) + failed
 
 
 def _strict(rule: Expectation) -> Expectation:
     """Return a rule whose offenders stay in quarantine, whatever it does with rows that come from a source."""
-    return rule if rule.action == "warn" else replace(rule, action="quarantine")
+    return replace(rule, action="warn" if rule.action == "warn" else "quarantine", threshold=None, max_violations=None)
 
 
-def _says_the_same(before: pa.Table, after: Sequence[pa.Table]) -> bool:
-    """Return whether the same rules are named for the same rows, none of which passed."""
-    names = [text for table in after for text in table.column(FAILED_RULES).to_pylist()]
+def _is_same(before: pa.Table, parts: Iterable[_Judged]) -> bool:
+    """Return whether no row of a file passed and the same rules are named: the file may stay as it is."""
+    found = list(parts)
+    if any(part.passed for part in found):
+        return False
+    names = [names for part in found for table in part.kept for names in table.column(FAILED_RULES).to_pylist()]
     return sorted(map(str, names)) == sorted(map(str, before.column(FAILED_RULES).to_pylist()))
 
 
@@ -381,10 +415,6 @@ def _rounds(files: Sequence[StoredFile]) -> Iterator[list[StoredFile]]:
             group, rows = [], 0
     if group:
         yield group
-
-
-def _no_tables(name: str) -> pa.Table:
-    raise AssertionError(f"a rule reads no table: {name}")
 
 
 def _dataset(graph: Graph, name: str) -> Dataset:

@@ -18,6 +18,7 @@ from waxlake.pipeline.declare import Registry, registering
 from waxlake.pipeline.definitions import (
     DatasetDefinition,
     Expect,
+    Expectation,
     FilesRead,
     FlowDefinition,
     KafkaRead,
@@ -29,6 +30,7 @@ from waxlake.pipeline.definitions import (
     located,
 )
 from waxlake.pipeline.dialect import translated, translated_changes, translated_rules
+from waxlake.pipeline.expectations import check_scope
 from waxlake.pipeline.stateful_steps import keeps_late
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.delta_table import unusable_sign
@@ -56,7 +58,7 @@ def load_graph(spec: Spec, adapt: Callable[[Registry], Registry] | None = None) 
         DefinitionError: Unknown names, cycles, duplicates, a stream where a batch is meant or the reverse. Not retryable.
         UsageError: A definition file cannot be imported, or there is nothing to run. Not retryable.
     """
-    registry = Registry(configuration=spec.configuration, dialect=spec.dialect)
+    registry = Registry(configuration=spec.configuration, dialect=spec.dialect, spec=spec)
     # What a user's file prints must not get between the lines of a command that is read by a machine.
     with registering(registry), _import_path(spec.folder), redirect_stdout(sys.stderr):
         for path in spec.definition_files():
@@ -199,6 +201,7 @@ class _Resolver:
                     code="QUARANTINE_ON_VIEW",
                     remedy="Put the rule on the table that reads the view",
                 )
+            check_scope(definition, rule)
         if _quarantines(definition) and name + QUARANTINE_SUFFIX in all_:
             raise DefinitionError(
                 f"dataset '{name}{QUARANTINE_SUFFIX}' collides with the quarantine table of '{name}'",
@@ -299,6 +302,9 @@ class _Resolver:
             for step in branch.steps:
                 if isinstance(step, Query):
                     statics += sorted(self._resolved(step.text, step.where) - {"stream"})
+                elif isinstance(step, Expect):
+                    statics += self._tables_of_rules(step.expectations)
+        statics += self._tables_of_rules(definition.expectations)
         return Flow(
             name=flow.name,
             target=flow.target,
@@ -309,6 +315,12 @@ class _Resolver:
             changes=translated_changes(flow.changes, dialect, flow.where),
             once=flow.once,
         )
+
+    def _tables_of_rules(self, rules: Iterable[Expectation]) -> list[str]:
+        for rule in rules:
+            for name in rule.tables:
+                self._check_known(name, rule.where)
+        return [name for rule in rules for name in rule.tables]
 
     def _check_distinct_reads(self, flow: FlowDefinition, branches: Sequence[Branch], *, is_stream: bool) -> None:
         reads: list[Read] = []

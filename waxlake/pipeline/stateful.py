@@ -95,6 +95,15 @@ def _plan(
             code="NOT_AVAILABLE",
             remedy="Let a table of its own hold the operator's rows, and apply the changes from that",
         )
+    keys = [rule for rule in dataset.expectations if rule.scope == "key"]
+    if keys:
+        raise DefinitionError(
+            f"expectation '{keys[0].name}' cannot be one of '{dataset.name}'",
+            where=keys[0].where,
+            code="EXPECTATION_SCOPE",
+            found=f"a rule over keys of a table that the stateful operator of '{flow.name}' writes",
+            expected="a table that streams from it",
+        )
     with located(first.where):
         inputs = _inputs(flow, parts, steps)
         operator = first.operator.bind(inputs)
@@ -107,7 +116,7 @@ def _plan(
         expectations=dataset.expectations,
         source=no_rows(operator.output),
         hidden=(),
-        statics=steps_statics(steps[0].after, flow),
+        statics=steps_statics(steps[0].after, flow, dataset.expectations),
         tables=EmptyTables(checked),
         schema=delta_schema(dataset.definition.schema) if dataset.definition.schema is not None else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from waxlake.pipeline.definitions import Query, Stateful, Step, WatermarkStep, WithColumns
+from waxlake.pipeline.definitions import Expect, Expectation, Query, Stateful, Step, WatermarkStep, WithColumns
 from waxlake.pipeline.graph import Flow
 from waxlake.stream.errors import DefinitionError
 
@@ -54,10 +54,14 @@ def split_steps(steps: Sequence[Step], flow: str, metadata_columns: Sequence[str
     return SplitSteps(before, watermark, operator, after)
 
 
-def steps_statics(steps: Sequence[Step], flow: Flow) -> tuple[str, ...]:
-    """Return the static datasets that the queries among some steps of a flow read."""
+def steps_statics(steps: Sequence[Step], flow: Flow, rules: Sequence[Expectation] = ()) -> tuple[str, ...]:
+    """Return the static datasets that the queries among some steps of a flow, and its rules, read."""
     texts = [step.text for step in steps if isinstance(step, Query)]
-    return tuple(name for name in flow.statics if any(name.rpartition(".")[2] in text for text in texts))
+    of_views = [rule for step in steps if isinstance(step, Expect) for rule in step.expectations]
+    of_rules = {name for rule in (*rules, *of_views) for name in rule.tables}
+    return tuple(
+        name for name in flow.statics if name in of_rules or any(name.rpartition(".")[2] in text for text in texts)
+    )
 
 
 def has_operator(flow: Flow) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -29,7 +29,14 @@ from waxlake.pipeline.definitions import (
     WithColumns,
     located,
 )
-from waxlake.pipeline.expectations import FAILED_RULES, judge, verdict_column
+from waxlake.pipeline.expectations import (
+    FAILED_RULES,
+    OnOffenders,
+    judge,
+    judge_whole,
+    verdict_column,
+    verdict_sql,
+)
 from waxlake.pipeline.sql import (
     STREAM,
     StaticTables,
@@ -137,6 +144,7 @@ class Transform:
         statics: Names of static tables.
         tables: Finds a static table; must return one of no rows while compiling.
         schema: Declared columns of the target, or None.
+        on_offenders: Is told of rows that break a rule.
     """
 
     flow: str
@@ -148,6 +156,7 @@ class Transform:
     statics: tuple[str, ...]
     tables: StaticTables
     schema: pa.Schema | None = None
+    on_offenders: OnOffenders | None = None
     output: pa.Schema = field(default_factory=lambda: pa.schema([]))
     _stages: list[_SqlStage | _PythonStage] = field(default_factory=list)
     _connections: dict[int, duckdb.DuckDBPyConnection] = field(default_factory=dict)
@@ -164,26 +173,53 @@ class Transform:
         names = [n for n in table.column_names if not n.startswith("__rule_")]
         made = delta_schema(table.select(names).schema)
         self.output = self.schema or made
+        self._check_whole(no_rows(made), connection)
         if self.schema is not None:
             self._check_declared(made)
         return self.output
 
-    def apply(self, table: pa.Table, tables: StaticTables) -> Outcome:
+    def apply(self, table: pa.Table, tables: StaticTables, *, moves: bool = True) -> Outcome:
         """Return what the flow makes of one batch.
+
+        Args:
+            table: Rows.
+            tables: Static tables.
+            moves: Whether the batch moves a position; one that does not says nothing about a view as a whole.
 
         Raises:
             ExpectationFailed: A row broke an ``expect_or_fail`` rule. Not retryable.
             UserError: A step failed on these rows. Not retryable.
         """
+        connection = self._connection()
         if table.num_rows == 0:
-            return Outcome(no_rows(self.output))
-        rows, counts, dropped = self._staged(table, tables, self._connection())
-        rows, rejected, final_counts, final_dropped = judge(rows, self.expectations, self.dataset, self._connection())
-        rules = (*counts, *final_counts)
+            empty = no_rows(self.output)
+            return Outcome(empty, rules=self._judged_whole(empty, tables, connection) if moves else ())
+        rows, counts, dropped = self._staged(table, tables, connection)
+        rows, rejected, final_counts, final_dropped = judge(
+            rows, self.row_rules, self.dataset, connection, self.on_offenders
+        )
+        rules = (*counts, *final_counts, *self._judged_whole(rows, tables, connection))
         fitted = cast_exact(rows, self.output, what=f"flow '{self.flow}'")
         if rejected is not None:
             rejected = self._fitted_rejects(rejected)
         return Outcome(fitted, rejected, rules, dropped + final_dropped)
+
+    @property
+    def row_rules(self) -> tuple[Expectation, ...]:
+        """Rules over a row."""
+        return tuple(rule for rule in self.expectations if rule.scope != "whole")
+
+    def _judged_whole(
+        self, rows: pa.Table, tables: StaticTables, connection: duckdb.DuckDBPyConnection
+    ) -> tuple[RuleCount, ...]:
+        rules = [rule for rule in self.expectations if rule.scope == "whole"]
+        if not rules:
+            return ()
+        register_tables(connection, self.statics, tables)
+        try:
+            return judge_whole(rows, rules, self.dataset, connection)
+        except duckdb.Error as exc:
+            raise sql_refused(f"expectations of '{self.dataset}'", rules[0].where, exc) from exc
 
     @property
     def rejected_schema(self) -> pa.Schema:
@@ -193,6 +229,16 @@ class Transform:
 
     def _fitted_rejects(self, rejected: pa.Table) -> pa.Table:
         return cast_exact(rejected, self.rejected_schema, what=f"quarantine of flow '{self.flow}'")
+
+    def _check_whole(self, empty: pa.Table, connection: duckdb.DuckDBPyConnection) -> None:
+        """Find what is wrong with the rules over all rows."""
+        register_tables(connection, self.statics, self.tables)
+        for rule in self.expectations:
+            if rule.scope == "whole":
+                try:
+                    judge_whole(empty, [replace(rule, action="warn")], self.dataset, connection)
+                except duckdb.Error as exc:
+                    raise sql_refused(f"expectation '{rule.name}'", rule.where, exc) from exc
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """Return this thread's connection.
@@ -230,7 +276,7 @@ class Transform:
                 continue
             table = self._query(stage, table, tables, connection)
             if stage.dataset:
-                table, _, found, lost = judge(table, stage.rules, stage.dataset, connection)
+                table, _, found, lost = judge(table, stage.rules, stage.dataset, connection, self.on_offenders)
                 counts += found
                 dropped += lost
         return table, counts, dropped
@@ -305,8 +351,8 @@ class _Compiler:
             else:
                 self._push(self._sql(step))
         self._show_only_visible()
-        if transform.expectations:
-            self._push(self._with_rules(transform.expectations))
+        if transform.row_rules:
+            self._push(self._with_rules(transform.row_rules))
         self._close()
 
     def _decode(self, step: Decode) -> None:
@@ -382,7 +428,8 @@ class _Compiler:
         parts = []
         for index, rule in enumerate(rules):
             self._where = rule.where
-            verdict = f"coalesce(({rule.sql})::BOOLEAN, false) AS {verdict_column(index)}"
+            sql = with_static_aliases(verdict_sql(rule), rule.tables)
+            verdict = f"coalesce(({sql})::BOOLEAN, false) AS {verdict_column(index)}"
             self._probe(f"SELECT {verdict} {self._from()}", what=f"expectation '{rule.name}'")
             parts.append(verdict)
         return f"SELECT *, {', '.join(parts)} {self._from()}"

@@ -27,6 +27,7 @@ __all__ = [
     "FORGOTTEN",
     "REBUILT_APP_ID",
     "RELEASED",
+    "REPLAYED_APP_ID",
     "TableLocation",
     "arrow_schema",
     "delta_errors",
@@ -40,6 +41,9 @@ FORGOTTEN = -1
 
 REBUILT_APP_ID = "waxlake/rebuilt"
 """Version at which a table's whole content was last replaced: who begins to stream from it begins with it as it is."""
+
+REPLAYED_APP_ID = "waxlake/replayed"
+"""Version at which rows last came into a table from its quarantine: who has read an earlier one has not read everything."""
 
 RELEASED = "released"
 """Mark in the metadata of a commit that rewrites a quarantine table after a replay: it holds no row that was not there."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 from waxlake.pipeline.auto_cdc import create_auto_cdc_flow, create_auto_cdc_from_snapshot_flow
 from waxlake.pipeline.declare import Registry, check_options, definition_from
 from waxlake.pipeline.definitions import Action, DatasetKind, Expectation, FlowDefinition, at_line
+from waxlake.pipeline.rules import limits
 from waxlake.pipeline.sqlfile.auto_cdc import auto_cdc_arguments, snapshot_arguments
 from waxlake.pipeline.sqlfile.cursor import Cursor
 from waxlake.pipeline.sqlfile.queries import relation
@@ -231,8 +232,22 @@ def _rule(item: Cursor) -> Expectation:
         if not found:
             raise item.wrong("DROP ROW, FAIL UPDATE or QUARANTINE")
         action = found[0]
+    bounds = _limits(item)
     item.finish()
-    return Expectation(name=name, sql=condition, action=action, where=where)
+    return Expectation(name=name, sql=condition, action=action, where=where, **bounds)
+
+
+def _limits(item: Cursor) -> dict[str, Any]:
+    """Return how much of a batch may break a rule: ``THRESHOLD '1%'``, ``MAX VIOLATIONS 10``."""
+    threshold, most = None, None
+    if item.accept("THRESHOLD"):
+        threshold = item.text("a share in single quotes, as '1%'")
+    if item.accept("MAX", "VIOLATIONS"):
+        number = item.rest().raw()
+        if not number.isdigit():
+            raise item.wrong("a number of rows")
+        most = int(number)
+    return limits(threshold, most)
 
 
 def _clauses(statement: Cursor) -> dict[str, Any]:
