@@ -225,6 +225,7 @@ class Committer:
             versions[_MANIFEST_APP_ID] = number
             facts["quarantine"] = {"number": number, "files": [encode_add(add) for add in quarantine.adds]}
             if quarantine.removes:
+                _named_files(quarantine.location.open(), quarantine.location, quarantine.removes)
                 facts["quarantine"]["removed"] = list(quarantine.removes)
             failpoint("quarantine-written")
         failpoint("files-written")

@@ -92,6 +92,7 @@ class SinkControl:
         first_needed: Returns, for a table's name, the first version that some reader of it has not read whole, or None.
         on_maintenance: Told of what was done to keep the table in shape.
         judge: Takes rows out of a batch that is about to be stored, from what the table holds (the held snapshot); None for none.
+        maintains: Whether tables are kept in shape between two commits.
     """
 
     run_id: str = "plain"
@@ -103,6 +104,7 @@ class SinkControl:
     first_needed: Callable[[str], int | None] = lambda table: None
     on_maintenance: Callable[[MaintenanceReport], None] = lambda report: None
     judge: Callable[[MicroBatch, DeltaTable], MicroBatch] | None = None
+    maintains: bool = True
 
 
 @dataclass(slots=True)
@@ -444,6 +446,8 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
     def _maintain(self, files: int, quarantine: Quarantine | None) -> None:
         """Keep the table, and its quarantine table, in shape between two commits."""
         assert self._committer is not None
+        if not self._sink.control.maintains:
+            return
         if self._maintained is None:
             compacts = isinstance(self._rows, DataFileWriter) and not self._target.replaces
             self._maintained = self._maintenance(self._committer, compacts=compacts)

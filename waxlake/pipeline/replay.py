@@ -16,6 +16,7 @@ Where a crash can fall, and what the next replay or run finds:
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ from waxlake.pipeline.definitions import Expectation, Step, WithColumns
 from waxlake.pipeline.events import EventLog, progress_events
 from waxlake.pipeline.expectations import FAILED_RULES
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph, resolve_path
+from waxlake.pipeline.lease import LeaseTerms, UpdateLease
 from waxlake.pipeline.quarantine import QUARANTINE_COLUMNS
 from waxlake.pipeline.sql import sql_refused
 from waxlake.pipeline.transform import Transform
@@ -95,13 +97,14 @@ def run_replay(graph: Graph, table: str, options: ReplayOptions) -> ReplayResult
     """Replay the quarantine of a table, and tell the event log of the commits.
 
     Raises:
-        WaxlakeError: As ``Replay`` and its ``run``.
+        WaxlakeError: As ``Replay`` and its ``run``; ``UPDATE_RUNNING`` while an update of the pipeline runs.
     """
     spec = graph.spec
     if options.is_dry:
         return Replay(graph, table, options).run()
-    log = EventLog(spec.events_location())
+    log, lease = EventLog(spec.events_location()), UpdateLease(spec, LeaseTerms(), threading.Event())
     try:
+        lease.ensure()
         update_id = uuid.uuid4().hex
 
         def committed(receipt: CommitReceipt) -> None:
@@ -110,6 +113,7 @@ def run_replay(graph: Graph, table: str, options: ReplayOptions) -> ReplayResult
 
         return Replay(graph, table, options, committed, run_id=update_id).run()
     finally:
+        lease.close()
         log.close()
 
 
@@ -374,7 +378,7 @@ class Replay:
 
     def _sink(self, identities: Mapping[str, Mapping[str, int]]) -> DeltaSink:
         target = DeltaTarget(location=self._table, quarantine=self._quarantine)
-        control = SinkControl(run_id=self._run_id, on_commit=self._on_commit, identities=identities)
+        control = SinkControl(run_id=self._run_id, on_commit=self._on_commit, identities=identities, maintains=False)
         if not self._dataset.definition.is_merged:
             return DeltaSink(target=target, control=control)
         plan = check_graph(self._graph).merges[self._dataset.name]
