@@ -20,6 +20,7 @@ from waxlake.pipeline.declare import (
 )
 from waxlake.pipeline.ingest import ingest_database
 from waxlake.pipeline.rules import freshness, overall, references, row_count, rules_from, unique
+from waxlake.pipeline.stateful_methods import session, sliding, tumbling
 from waxlake.pipeline.stream import (
     Batch,
     Stream,
@@ -65,9 +66,12 @@ __all__ = [
     "references",
     "row_count",
     "rules_from",
+    "session",
+    "sliding",
     "sql",
     "table",
     "temporary_view",
     "testing",
+    "tumbling",
     "unique",
 ]

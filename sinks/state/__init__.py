@@ -1,8 +1,23 @@
 """Stateful operators in front of a Delta table, with their state beside it."""
 
 from sinks.state.dedupe import Dedupe
+from sinks.state.joins import Join
+from sinks.state.keyed import MapWithState
 from sinks.state.operator import BoundOperator, Input, Operator
 from sinks.state.sink import StatefulFlow, StatefulSink
 from sinks.state.watermark import EventTime
+from sinks.state.windows import Aggregate, Window
 
-__all__ = ["BoundOperator", "Dedupe", "EventTime", "Input", "Operator", "StatefulFlow", "StatefulSink"]
+__all__ = [
+    "Aggregate",
+    "BoundOperator",
+    "Dedupe",
+    "EventTime",
+    "Input",
+    "Join",
+    "MapWithState",
+    "Operator",
+    "StatefulFlow",
+    "StatefulSink",
+    "Window",
+]

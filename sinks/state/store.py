@@ -120,6 +120,7 @@ class StateTable:
         self.next_id = self.next_gone = 1
         self.puts, self.removals = _Log("put"), _Log("gone")
         self.is_anew = False
+        self.folded_rows = 0
         session.register("incoming", no_rows(schema))
         session.execute(
             f"CREATE TABLE {self.sql_name} AS SELECT *, 0::BIGINT AS {ID}, 0::BIGINT AS {EXPIRES} FROM incoming"

@@ -68,3 +68,73 @@ def test_p84c_another_state_is_refused_and_a_full_refresh_fills_anew(tmp_path: P
     assert project.rows("once", "id", "v") == [(1, 1), (1, 2), (2, 1)]
     project.run("--reset-checkpoint", "once")
     assert project.rows("once", "id", "v") == [(1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (2, 1)]
+
+
+OPERATORS = """
+def events():
+    return (wl.read_files("inbox", format="json", schema="id BIGINT, ts TIMESTAMP, v BIGINT").drop("_rescued_data")
+            .with_watermark("ts", "10 minutes"))
+
+def orders():
+    return (wl.read_files("orders", format="json", schema="id BIGINT, at TIMESTAMP, city STRING").drop("_rescued_data")
+            .with_watermark("at", "10 minutes"))
+
+@wl.table
+def per_hour():
+    return events().group_by("id", window=wl.tumbling("ts", "1 hour")).agg(n="count(*)", total="sum(v)").where("n > 1")
+
+@wl.table
+def latest():
+    return events().group_by("id", window=wl.sliding("ts", "1 hour", every="30 minutes"), mode="update").agg(
+        n="count(*)", middle="median(v)")
+
+@wl.table
+def running():
+    return events().group_by("id").agg(total="sum(v)")
+
+@wl.table
+def visits():
+    return events().group_by("id", window=wl.session("ts", "20 minutes")).agg(n="count(*)")
+
+@wl.table
+def delivered():
+    return events().join(orders(), on="id", within="15 minutes", how="left").select("id", "v", "city")
+
+def seen(rows, state):
+    import pyarrow as pa
+    known = set(state.column("id").to_pylist())
+    new = sorted({i for i in rows.column("id").to_pylist() if i not in known})
+    ids = pa.array(sorted(known | set(new)), pa.int64())
+    return pa.table({"id": pa.array(new, pa.int64())}), pa.table({"id": ids, "x": pa.nulls(len(ids), pa.int64())})
+
+@wl.table
+def first_seen():
+    return events().map_with_state(seen, keys="id", schema="id BIGINT", state_schema="x BIGINT")
+"""
+
+
+def test_p81_p82_p85_windows_joins_and_keyed_state(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.define(OPERATORS)
+    project.land("1.json", row(1, 5, 10), row(1, 20, 20), row(2, 30, 5), row(1, 65, 1))
+    project.land("1.json", {"id": 1, "at": "2024-05-01 10:07:00", "city": "Oslo"}, folder="orders")
+    project.run()
+    assert project.rows("per_hour") == []
+    assert project.rows("running", "id", "total") == [(1, 31), (2, 5)]
+    project.land("2.json", row(2, 70, 7), row(1, 200, 4))
+    project.land("2.json", {"id": 9, "at": "2024-05-01 13:20:00", "city": "Rome"}, folder="orders")
+    project.run("--workers", "2")
+    assert project.rows("per_hour", "id", "n", "total") == [(1, 2, 30)]
+    assert [str(t) for t in project.rows("per_hour", "window_start")] == ["2024-05-01 10:00:00+00:00"]
+    assert project.rows("running", "id", "total") == [(1, 35), (2, 12)]
+    assert project.rows("visits", "id", "n") == [(1, 1), (1, 2), (2, 1), (2, 1)]
+    assert project.rows("delivered", "id", "v", "city") == [
+        (1, 1, None), (1, 10, "Oslo"), (1, 20, "Oslo"), (2, 5, None), (2, 7, None)
+    ]  # fmt: skip
+    assert project.rows("first_seen", "id") == [1, 2]
+    ten = [r for r in project.rows("latest") if str(r["window_start"]) == "2024-05-01 10:00:00+00:00"]
+    assert sorted((r["id"], r["n"], r["middle"]) for r in ten) == [(1, 2, 15.0), (2, 1, 5.0)]
+    project.land("3.json", row(3, 205))
+    project.run("--processes", "2")
+    assert project.rows("first_seen", "id") == [1, 2, 3]
+    assert project.rows("running", "id", "total") == [(1, 35), (2, 12), (3, 1)]

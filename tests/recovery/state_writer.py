@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from sinks.state import Dedupe, EventTime, Input
+from sinks.state import Aggregate, Dedupe, EventTime, Input, Join, MapWithState, Window
 from tests.property.state_bench import Bench
 from waxlake.stream.position import app_id
 
 SECOND = 1_000_000
 SCHEMA = pa.schema([("k", pa.int64()), ("ts", pa.timestamp("us", "UTC")), ("v", pa.int64())])
 TIME = EventTime(column="ts", delay_us=5 * SECOND)
+HELD = pa.schema([("k", pa.int64()), ("n", pa.int64())])
 BATCHES = 12
 
 
@@ -22,7 +24,28 @@ def bench(scenario: str, folder: Path) -> Bench:
     one = Input(schema=SCHEMA, time=TIME)
     if scenario == "dedupe":
         return Bench(folder, Dedupe(keys=("k",), within_us=20 * SECOND), (one,), partitions=2)
-    raise AssertionError(scenario)
+    if scenario == "join":
+        other = Input(schema=SCHEMA.set(2, pa.field("w", pa.int64())).set(1, pa.field("at", SCHEMA.field("ts").type)),
+                      time=EventTime(column="at", delay_us=5 * SECOND))  # fmt: skip
+        return Bench(folder, Join(on=("k",), within_us=3 * SECOND, how="full"), (one, other))
+    if scenario == "keyed":
+        operator = MapWithState(
+            function=counted, keys=("k",), schema=HELD, state_schema=pa.schema([HELD.field("n")]), timeout_us=9 * SECOND
+        )
+        return Bench(folder, operator, (one,), partitions=2)
+    kind, mode = scenario.split("-")
+    window = Window(kind=kind, column="ts", size_us=4 * SECOND, every_us=2 * SECOND)
+    aggregates = (("n", "count(*)"), ("total", "sum(v)"))
+    return Bench(folder, Aggregate(keys=("k",), window=window, aggregates=aggregates, mode=mode), (one,), partitions=2)
+
+
+def counted(rows: pa.Table, state: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Count the rows of each key; put every count out."""
+    counts = rows.group_by("k").aggregate([([], "count_all")]).rename_columns(HELD.names)
+    live = state.filter(pc.invert(state.column("timed_out"))).select(HELD.names)
+    both = pa.concat_tables([counts.cast(HELD), live.cast(HELD)])
+    new = both.group_by("k").aggregate([("n", "sum")]).rename_columns(HELD.names).cast(HELD)
+    return new, new
 
 
 def batches(made: Bench) -> list[list[tuple[int, int, pa.Table]]]:

@@ -17,13 +17,24 @@ pytestmark = [pytest.mark.kills, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("scenario", ["dedupe"])
+POINTS = (*STATE_FAILPOINTS, "files-written", "committed")
+SCENARIOS = {
+    "dedupe": POINTS,
+    "sliding-append": POINTS[:2],
+    "session-append": POINTS[1:3],
+    "tumbling-update": POINTS[1:4:2],
+    "join": POINTS[1::3],
+    "keyed": POINTS[2::2],
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_p85_every_failpoint_of_a_stateful_operator(tmp_path: Path, scenario: str) -> None:
     calm = bench(scenario, tmp_path / "calm")
     for group in batches(calm):
         calm.send(*group)
     folder = tmp_path / "killed"
-    for point in [*(f"{name}:3" for name in (*STATE_FAILPOINTS, "files-written", "committed")), ""]:
+    for point in [*(f"{name}:3" for name in SCENARIOS[scenario]), ""]:
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "WAXLAKE_FAILPOINT": point}
         done = subprocess.run(
             [sys.executable, "-m", "tests.recovery.state_writer", str(folder), scenario],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from waxlake.pipeline.definitions import Stateful, Step, WatermarkStep, calling_line
 from waxlake.stream.errors import DefinitionError
 from waxlake.stream.settings import parse_duration
 
 if TYPE_CHECKING:
-    from sinks.state import Operator
+    import pyarrow as pa
 
-__all__ = ["StatefulMethods"]
+    from sinks.state import Operator
+    from sinks.state.keyed import StateFunction
+
+__all__ = ["Grouped", "StatefulMethods", "WindowRule", "session", "sliding", "tumbling"]
 
 S = TypeVar("S", bound="StatefulMethods")
 
@@ -23,6 +27,10 @@ class StatefulMethods:
     __slots__ = ()
 
     def _with(self: S, step: Step) -> S:
+        raise NotImplementedError
+
+    def union(self: S, other: S) -> S:
+        """Take the rows of both: a ``Stream`` does."""
         raise NotImplementedError
 
     def with_watermark(
@@ -72,8 +80,158 @@ class StatefulMethods:
         span = None if within is None else duration_us(within, "drop_duplicates", "within", line)
         return self._stateful(Dedupe(keys=_names(keys, "drop_duplicates", line), within_us=span), line)
 
+    def group_by(self: S, *keys: str, window: WindowRule | None = None, mode: str | None = None) -> Grouped[S]:
+        """Group by columns, and by a window of event time; ``.agg`` says what is said of each group.
+
+        Args:
+            keys: Columns.
+            window: ``wl.tumbling``, ``wl.sliding`` or ``wl.session``; needs a watermark on its column.
+            mode: ``append`` puts a window's row out once, when the watermark has passed its end; ``update`` keeps the rows of the
+                table up to date. Without a window only ``update``.
+        """
+        line = calling_line()
+        if window is not None and not isinstance(window, WindowRule):
+            raise _invalid("group_by", "window", window, "wl.tumbling(...), wl.sliding(...) or wl.session(...)", line)
+        mode = mode or ("append" if window is not None else "update")
+        if mode not in ("append", "update"):
+            raise _invalid("group_by", "mode", mode, "'append' or 'update'", line)
+        names = _names(keys, "group_by", line) if keys else ()
+        return Grouped(self, names, window, mode, line)
+
+    def join(self: S, other: S, on: str | Sequence[str], within: str | float | None = None, how: str = "inner") -> S:
+        """Join with another stream: rows with equal keys whose event times are no further apart than a span.
+
+        Args:
+            other: The other stream; both have a watermark.
+            on: Key columns, of the same name on both sides. NULLs match nothing.
+            within: Span of event time.
+            how: ``inner``, ``left``, ``right``, ``full`` or ``semi``. Rows of an outer side without a partner come when the
+                watermark says that none can come any more.
+        """
+        from sinks.state import Join
+        from sinks.state.joins import HOW
+
+        line = calling_line()
+        if how not in HOW:
+            raise _invalid("join", "how", how, ", ".join(HOW), line)
+        if type(other) is not type(self):
+            expected = "a stream; name a table in .sql() to join with it as it is"
+            raise _invalid("join", "other", type(other).__name__, expected, line)
+        span = None if within is None else duration_us(within, "join", "within", line, may_be_zero=True)
+        operator = Join(on=_names(on, "join", line), within_us=span, how=how)
+        left = self._with(Stateful(operator=operator, side=0, where=line))
+        return left.union(other._with(Stateful(operator=operator, side=1, where=line)))
+
+    def map_with_state(
+        self: S,
+        function: StateFunction,
+        keys: str | Sequence[str],
+        schema: str | pa.Schema,
+        state_schema: str | pa.Schema,
+        timeout: str | float | None = None,
+    ) -> S:
+        """Apply a Python function to the rows of each commit and the state of their keys.
+
+        Args:
+            function: From (rows, state) to (output, new state), all ``pa.Table``. ``state`` has the keys, the columns of
+                ``state_schema`` and ``timed_out``; a touched key without a row in the new state has none any more.
+            keys: Columns that say which state belongs to a row.
+            schema: Columns of the output, as DDL or Arrow schema.
+            state_schema: Columns of the state beside the keys.
+            timeout: Event time after a key's last row at which its state is handed over a last time and ends; needs a watermark.
+        """
+        from sinks.state import MapWithState
+        from waxlake.pipeline.stream import as_schema
+
+        line = calling_line()
+        if not callable(function):
+            raise _invalid("map_with_state", "function", function, "a function of (rows, state)", line)
+        out, held = as_schema(schema), as_schema(state_schema)
+        if out is None or held is None:
+            raise _invalid("map_with_state", "schema", None, "schema= and state_schema=", line)
+        span = None if timeout is None else duration_us(timeout, "map_with_state", "timeout", line)
+        names = _names(keys, "map_with_state", line)
+        operator = MapWithState(function=function, keys=names, schema=out, state_schema=held, timeout_us=span)
+        return self._stateful(operator, line)
+
     def _stateful(self: S, operator: Operator, line: str) -> S:
         return self._with(Stateful(operator=operator, where=line))
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRule:
+    """A window as it is written: ``wl.tumbling``, ``wl.sliding``, ``wl.session``."""
+
+    kind: str
+    column: str
+    size_us: int
+    every_us: int = 0
+
+
+@dataclass(frozen=True)
+class Grouped(Generic[S]):
+    """Rows grouped; ``agg`` makes a stream of them."""
+
+    stream: S
+    keys: tuple[str, ...]
+    window: WindowRule | None
+    mode: str
+    where: str
+
+    def agg(self, **aggregates: str) -> S:
+        """Say what the columns of each group's row are, beside the keys and ``window_start`` and ``window_end``.
+
+        Args:
+            aggregates: Column names and SQL aggregates, as ``n="count(*)"``: all that DuckDB knows.
+        """
+        from sinks.state import Aggregate, Window
+
+        if not aggregates or not all(isinstance(text, str) and text.strip() for text in aggregates.values()):
+            raise _invalid("agg", "aggregate", aggregates, 'at least one, as n="count(*)"', self.where)
+        window = None
+        if self.window is not None:
+            rule = self.window
+            window = Window(kind=rule.kind, column=rule.column, size_us=rule.size_us, every_us=rule.every_us)
+        operator = Aggregate(keys=self.keys, window=window, aggregates=tuple(aggregates.items()), mode=self.mode)
+        return self.stream._stateful(operator, self.where)
+
+
+def tumbling(column: str, size: str | float) -> WindowRule:
+    """Return windows of one length that follow each other, for ``group_by(window=...)``.
+
+    Args:
+        column: Event time.
+        size: Length.
+    """
+    line = calling_line()
+    size_us = duration_us(size, "tumbling", "size", line)
+    return WindowRule("tumbling", _name(column, "tumbling", line), size_us, size_us)
+
+
+def sliding(column: str, size: str | float, every: str | float) -> WindowRule:
+    """Return windows of one length that overlap, for ``group_by(window=...)``.
+
+    Args:
+        column: Event time.
+        size: Length.
+        every: Time between the beginnings of two windows, no longer than the length.
+    """
+    line = calling_line()
+    size_us, every_us = duration_us(size, "sliding", "size", line), duration_us(every, "sliding", "every", line)
+    if every_us > size_us:
+        raise _invalid("sliding", "every", every, f"at most the length, {size!r}: rows would be in no window", line)
+    return WindowRule("sliding", _name(column, "sliding", line), size_us, every_us)
+
+
+def session(column: str, gap: str | float) -> WindowRule:
+    """Return windows that end where a key is silent for a while, for ``group_by(window=...)``.
+
+    Args:
+        column: Event time.
+        gap: Silence that ends a window.
+    """
+    line = calling_line()
+    return WindowRule("session", _name(column, "session", line), duration_us(gap, "session", "gap", line))
 
 
 def duration_us(value: object, method: str, argument: str, line: str, *, may_be_zero: bool = False) -> int:
