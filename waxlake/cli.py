@@ -233,6 +233,22 @@ def dry_run(param: ParamOption = None, spec: SpecOption = None) -> None:
 
 
 @app.command()
+def plan(param: ParamOption = None, spec: SpecOption = None, json: JsonOption = False) -> None:
+    """Say what an update would do and why: positions, backlog, changed definitions, views; changes nothing."""
+    from waxlake.pipeline.check import check_graph
+    from waxlake.pipeline.explain import explain_update
+    from waxlake.pipeline.explain_text import plan_lines
+    from waxlake.pipeline.ownership import refuse_foreign_tables
+    from waxlake.pipeline.rows import json_line
+
+    loaded = _load_graph(spec, param)
+    refuse_foreign_tables(loaded)
+    found = explain_update(check_graph(loaded))
+    for line in [json_line(found.to_dict())] if json else plan_lines(found):
+        typer.echo(line)
+
+
+@app.command()
 def graph(
     format: Annotated[Literal["text", "mermaid", "json"], typer.Option("--format", help="How to write it.")] = "text",
     param: ParamOption = None,

@@ -7,6 +7,7 @@ positions of that first read carry a flag in ``row``, so that a restart in the m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from waxlake.stream.batch import Backlog, MicroBatch
 from waxlake.stream.delta_table import REBUILT_APP_ID, RELEASED, TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import SourceMoved
 from waxlake.stream.position import RowPosition
+from waxlake.stream.preview import SourcePreview
 from waxlake.stream.schema import no_rows
 from waxlake.stream.settings import StorageOptions
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, spread
@@ -30,6 +32,7 @@ __all__ = ["DeltaConnector", "DeltaSource"]
 _PARTITION = "log"
 _SNAPSHOT_FLAG = 1 << 35
 _BATCH_ROWS = 200_000
+_PREVIEW_VERSIONS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,27 @@ class DeltaConnector:
             partitions={_PARTITION: SourceRange(low=0, high=RowPosition(latest + 1).pack())},
             begin={_PARTITION: begin.pack()},
         )
+
+    def preview(self) -> SourcePreview:
+        """Return what there is to read, in rows where few enough versions are to be read."""
+        state = self.inspect()
+        latest = RowPosition.unpack(state.partitions[_PARTITION].high).major - 1
+
+        def backlog(_: str, position: int | None) -> Backlog:
+            start = RowPosition.unpack(state.begin[_PARTITION] if position is None else position)
+            if start.minor >= _SNAPSHOT_FLAG or latest - start.major >= _PREVIEW_VERSIONS:
+                return Backlog()
+            return Backlog(records=max(0, self._rows_since(start, latest)))
+
+        return SourcePreview(state=state, backlog=backlog)
+
+    def _rows_since(self, start: RowPosition, latest: int) -> int:
+        rows = -start.minor
+        for version in range(start.major, latest + 1):
+            for action in self.location.read_log(version) or ():
+                if "add" in action and action["add"].get("dataChange", True):
+                    rows += int(json.loads(action["add"].get("stats") or "{}").get("numRecords") or 0)
+        return rows
 
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
         """Return the one group: versions are read in order."""

@@ -21,6 +21,7 @@ from connectors.files.journal import FileJournal
 from connectors.files.ledger import Ledger
 from connectors.files.local_store import LocalStore, raw_path
 from connectors.files.partition_columns import PartitionColumns, declared_partitions
+from connectors.files.preview import preview_files
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
 from connectors.files.removal import Removal, check_destination
@@ -32,6 +33,7 @@ from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import TerminalError, UsageError, UserError, WaxlakeError
 from waxlake.stream.growth import merge_schemas
 from waxlake.stream.position import RowPosition
+from waxlake.stream.preview import SourcePreview
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState
 from waxlake.stream.standalone import StandaloneSource
 
@@ -164,6 +166,14 @@ class FilesConnector:
             partitions={PARTITION: SourceRange(low=low, high=high)},
             begin={PARTITION: begin},
         )
+
+    def preview(self) -> SourcePreview:
+        """Return what there is to read; no file gets a number."""
+        with self._lock:
+            self._check_path()
+            return preview_files(
+                self.settings, self._store, self._ledger, source=self._source, name=self.name, partition=PARTITION
+            )
 
     def discover(self, *, waits: bool = False) -> int:
         """Look for new files and record them; return how many. Safe to call from any thread.

@@ -219,6 +219,10 @@ class Ledger:
                 if self._last is not None:
                     self._last = sorted({*self._last, *paths})[-_RESUME_OVERLAP:]
 
+    def unknown(self, files: Sequence[FoundFile]) -> list[FoundFile]:
+        """Return the files that have no number yet."""
+        return [files[index] for index in self.known().unknown(self._keys(files))]
+
     def _keys(self, files: Sequence[FoundFile]) -> list[str]:
         return [file.version for file in files] if self._tracks_versions else [file.path for file in files]
 

@@ -20,6 +20,7 @@ from connectors.mysql.settings import MySQLSettings
 from waxlake.stream.changes import CHANGE_COLUMNS, CHANGE_TYPE
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import SourceMoved, TerminalError, UsageError
+from waxlake.stream.preview import SourcePreview
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Connector, Reader, SourcePlan, SourceRange, SourceState
 from waxlake.stream.standalone import Positions, StandaloneSource
@@ -131,8 +132,7 @@ class MySQLConnector:
         servers = ledger.servers()
         if not servers:
             ledger.add_server(0, server.identity, {})
-        origin = servers[0] if servers and (server.has_gtids or servers[-1] == server.identity) else server.identity
-        identity = f"mysql:{origin}@{ledger.table_id}" + (f"#{epoch}" if epoch else "")
+        identity = f"mysql:{_origin(server, servers)}@{ledger.table_id}" + (f"#{epoch}" if epoch else "")
         ledger.add_identity(identity)
         ranges: dict[str, SourceRange] = {}
         begin: dict[str, int] = {}
@@ -182,6 +182,21 @@ class MySQLConnector:
             )
         if found or len(ledger.servers()) <= server.number:
             ledger.add_server(server.number, server.identity, found)
+
+    def preview(self) -> SourcePreview:
+        """Return what there is to read; the ledger is not written."""
+        if not self._location.exists():
+            return SourcePreview(state=None, note="every table is loaded first" if self.settings.initial_load else "")
+        self._surveyed = None
+        server, tables = self._survey()
+        ledger = SourceLedger(self._location)
+        epoch = ledger.epoch()
+        ranges = {name: SourceRange(low=0, high=server.last) for name in tables}
+        if self.settings.initial_load:
+            ranges |= {name + LOAD_SUFFIX: SourceRange(low=0, high=LOADED) for name in tables}
+        identity = f"mysql:{_origin(server, ledger.servers())}@{ledger.table_id}" + (f"#{epoch}" if epoch else "")
+        state = SourceState(identity=identity, name=self.name, partitions=ranges, begin={})
+        return SourcePreview(state=state)
 
     def start_over(self, error: SourceMoved) -> bool:
         """Make ready to load every table again, if the user allowed it."""
@@ -291,6 +306,11 @@ class MySQLConnector:
                 expected="gtid_mode=ON: it tells which transactions a snapshot holds",
                 remedy="Turn it on (OFF_PERMISSIVE, ON_PERMISSIVE, ON), or set initial_load=False",
             )
+
+
+def _origin(server: Server, servers: Sequence[str]) -> str:
+    """Return the server that the source's identity names: the first of those that took each other's place."""
+    return servers[0] if servers and (server.has_gtids or servers[-1] == server.identity) else server.identity
 
 
 def _names(table: SourceTable, columns: frozenset[str], is_mariadb: bool) -> list[str]:

@@ -19,11 +19,13 @@ from connectors.postgres.rows import RowMaker
 from connectors.postgres.settings import PostgresSettings
 from connectors.postgres.stream import ChangeStream
 from connectors.postgres.types import PostgresType
+from waxlake.stream.batch import Backlog
 from waxlake.stream.changes import CHANGE_COLUMNS
 from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import SourceMoved, UsageError
 from waxlake.stream.failpoints import failpoint
+from waxlake.stream.preview import SourcePreview
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Connector, Reader, SourcePlan, SourceRange, SourceState
 from waxlake.stream.standalone import Positions, StandaloneSource
@@ -154,6 +156,32 @@ class PostgresConnector:
             self._remember_columns()
             high = self._mark(connection)
         return self._state(slot, high)
+
+    def preview(self) -> SourcePreview:
+        """Return where the changes begin and end; creates neither slot nor publication, and writes nothing to the log."""
+        with contextlib.closing(connect(self._dsn)) as connection:
+            self._found(connection)
+            slot = find_slot(connection, self.settings.slot)
+            if slot is None or not self._ledger.exists():
+                return SourcePreview(
+                    state=None, note=f"slot {self.settings.slot!r} is made ready first, and every table is loaded"
+                )
+            if slot.is_lost:
+                raise self._slot_lost(slot)
+            with postgres_errors("read the position of a database"), connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() "
+                    "ELSE pg_current_wal_flush_lsn() END)::text"
+                )
+                high = parse_lsn(cursor.fetchone()[0])
+        state = self._state(slot, high)
+
+        def backlog(partition: str, position: int | None) -> Backlog:
+            if ":" in partition or position is None:
+                return Backlog()
+            return Backlog(size_bytes=max(0, high - position))
+
+        return SourcePreview(state=state, backlog=backlog, note="bytes are those of the whole log of the server")
 
     def start_over(self, error: SourceMoved) -> bool:
         """Drop the slot and begin a new epoch, if ``on_slot_lost`` says so."""

@@ -60,6 +60,10 @@ class SourceLedger:
         self._entries: dict[tuple[str, str], dict[int, Any]] = {}
         self._loaded = -1
 
+    def exists(self) -> bool:
+        """Return whether it was made already."""
+        return self._location.exists()
+
     def bounds(self, identity: str, table: int) -> list[Sequence[str]]:
         """Return the last key of each chunk decided so far."""
         return self._values("chunk", f"{identity}/{table}")

@@ -17,6 +17,7 @@ from waxlake.stream.changes import CHANGE_COLUMNS
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import TransientError
 from waxlake.stream.position import RowPosition
+from waxlake.stream.preview import SourcePreview
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState
 from waxlake.stream.standalone import StandaloneSource
 
@@ -96,6 +97,25 @@ class QueryConnector:
             partitions={PARTITION: SourceRange(low=0, high=RowPosition(ledger.next_poll).pack())},
             begin={PARTITION: 0},
         )
+
+    def preview(self) -> SourcePreview:
+        """Return what there is to read; no poll is recorded."""
+        if not self._location.exists():
+            return SourcePreview(state=None, note="the whole table is read first")
+        polls, ledger, database = self._opened()
+        try:
+            ledger.load()
+            has_changed = polls.next_poll() is not None
+        finally:
+            database.close()
+        high = RowPosition(ledger.next_poll + has_changed).pack()
+        state = SourceState(
+            identity=f"{self.name}:{','.join(self.settings.cursor)}@{ledger.table_id}",
+            name=self.name,
+            partitions={PARTITION: SourceRange(low=0, high=high)},
+            begin={PARTITION: 0},
+        )
+        return SourcePreview(state=state, note="rows have changed since the last poll" if has_changed else "")
 
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
         """Return one group: windows are read in the order of their numbers by one reader."""

@@ -78,7 +78,9 @@ def needs_root() -> None:
 def test_storage_below_a_file(orders: Project) -> None:
     orders.write("lake", "a file")
 
-    orders.waxlake("run").refused("STORAGE_NOT_WRITABLE", "'orders'", "a file where a folder should be", "lake")
+    orders.waxlake("run").refused(
+        "STORAGE_NOT_WRITABLE", "'updates of shop'", "a file where a folder should be", "lake"
+    )
 
     (orders.folder / "lake").unlink()
     orders.run()
@@ -89,7 +91,7 @@ def test_storage_on_a_read_only_file_system(orders: Project) -> None:
     needs_root()
     lake = orders.folder / "lake"
     with mounted(lake, "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs"):
-        orders.waxlake("run").refused("STORAGE_NOT_WRITABLE", "'orders'", "Give this user the right to write there")
+        orders.waxlake("run").refused("STORAGE_NOT_WRITABLE", "of shop'", "Give this user the right to write there")
     orders.run()
     assert_exact(orders, 1)
 

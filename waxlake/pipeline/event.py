@@ -23,8 +23,10 @@ EVENT_TYPES = (
     "flow_definition",
     "dataset_definition",
     "operation_progress",
+    "planning_information",
     "data_loss",
     "schema_evolution",
+    "user_action",
 )
 _IDS = uuid.UUID("5d6c9f0e-3c0f-4f0b-9b1e-7a4c0b6f1f63")
 _KINDS = ("upserted", "deleted", "late", "untimed", "future", "state")

@@ -36,7 +36,7 @@ from waxlake.stream.errors import DefinitionError, TerminalError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import RowPosition, app_id, identity_version, once_app_id
 
-__all__ = ["finish_full_refreshes", "forget_positions", "refresh_in_full"]
+__all__ = ["finish_full_refreshes", "first_position", "forget_positions", "refresh_in_full"]
 
 _FOLDER: Final = "refresh-"
 
@@ -170,7 +170,7 @@ def _require_sources(graph: Graph, checked: CheckedGraph, names: Sequence[str]) 
             begin = max(held.low, state.begin.get(partition, held.low))
             if stored is None or begin == 0 or not part.takes(partition):
                 continue
-            first = _first_position(dataset.location, part.flow.name, state.identity, partition)
+            first = first_position(dataset.location, part.flow.name, state.identity, partition)
             if first is None or first < begin:
                 raise TerminalError(
                     f"a full refresh of '{dataset.name}' would lose rows",
@@ -181,7 +181,7 @@ def _require_sources(graph: Graph, checked: CheckedGraph, names: Sequence[str]) 
                 )
 
 
-def _first_position(location: TableLocation, flow: str, source: str, partition: str) -> int | None:
+def first_position(location: TableLocation, flow: str, source: str, partition: str) -> int | None:
     """Return where the table began to read a source, by its first commit that tells; None if the log was cleaned."""
     if location.read_log(0) is None:
         return None

@@ -16,6 +16,7 @@ from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.commits import refuse_restored
 from waxlake.pipeline.definitions import TableRead, located
+from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
 from waxlake.pipeline.notes import with_notes
 from waxlake.pipeline.ownership import owner_identity
@@ -28,6 +29,7 @@ from waxlake.stream.position import (
     MAX_POSITION,
     RowPosition,
     app_id,
+    definition_app_id,
     identity_app_id,
     identity_version,
     once_app_id,
@@ -346,6 +348,8 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
 def _remember_source(plan: RunPlan, checked: CheckedGraph, part: CheckedFlow, state: SourceState) -> None:
     flow = part.flow.name
     plan.identities.setdefault(flow, {}).update(owner_identity(checked.graph.spec))
+    text = flow_text(checked, checked.graph.datasets[part.flow.target], part.flow)
+    plan.identities[flow][definition_app_id(flow)] = flow_fingerprint(text)
     if not state.name:
         return
     plan.identities.setdefault(flow, {}).update(

@@ -11,20 +11,23 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bytewax.dataflow import Dataflow
 
 from sinks.delta import CommitReceipt
 from sinks.delta.protocol import new_run_number
+from waxlake.pipeline.changed import FlowHistory, definition_changes
 from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import Cluster
 from waxlake.pipeline.compile import build_dataflow
 from waxlake.pipeline.definitions import FilesRead
 from waxlake.pipeline.events import Event, backfill_from_commits, make_event, progress_events
 from waxlake.pipeline.file_states import durable_positions
+from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text
 from waxlake.pipeline.full_refresh import finish_full_refreshes
+from waxlake.pipeline.graph import Dataset, Flow
 from waxlake.pipeline.lease import Holder, UpdateLease
 from waxlake.pipeline.ownership import refuse_foreign_tables
 from waxlake.pipeline.plan import (
@@ -344,7 +347,7 @@ def prepare_run(
     if before is not None:
         report.rows = before.report.rows
     if is_first:
-        _report_plan(report, checked, plan)
+        _report_plan(report, checked, plan, is_planned_again=before is not None)
         report.state("RUNNING", "update is RUNNING")
     completion = Completion(checked, plan)
     state = RunState(
@@ -428,7 +431,39 @@ def _report_unwidened(report: _Reporter, checked: CheckedGraph) -> None:
             report("schema_evolution", text, level="WARN", dataset=part.flow.target, flow=part.flow.name)
 
 
-def _report_plan(report: _Reporter, checked: CheckedGraph, plan: RunPlan) -> None:
+def _definition_facts(checked: CheckedGraph, dataset: Dataset, flow: Flow) -> dict[str, Any]:
+    text = flow_text(checked, dataset, flow)
+    return {
+        "inputs": list(flow.inputs),
+        "statics": list(flow.statics),
+        "definition": text,
+        "fingerprint": flow_fingerprint(text),
+    }
+
+
+def _report_changes(report: _Reporter, checked: CheckedGraph) -> None:
+    """Say what changed in the definitions since the tables' last commits; called before this update's are recorded."""
+    history = FlowHistory(checked.graph)
+    for dataset in checked.graph.datasets.values():
+        if dataset.location is None or dataset.kind == "quarantine" or not checked.is_selected(dataset.name):
+            continue
+        handle = dataset.location.open()
+        for flow in dataset.flows:
+            for change in definition_changes(checked, dataset, flow, handle, history):
+                what = f"the {change.aspect or 'definition'} of flow {flow.name} changed"
+                diff = "".join(f"\n  {line}" for line in change.diff)
+                report(
+                    "planning_information",
+                    f"{what}. {change.meaning}{diff}",
+                    dataset=dataset.name,
+                    flow=flow.name,
+                    details={"planning_information": {"change": asdict(change)}},
+                )
+
+
+def _report_plan(report: _Reporter, checked: CheckedGraph, plan: RunPlan, *, is_planned_again: bool) -> None:
+    if not (is_planned_again or checked.is_shadow):
+        _report_changes(report, checked)
     spec = checked.graph.spec
     for name in checked.graph.order:
         dataset = checked.graph.datasets[name]
@@ -447,7 +482,7 @@ def _report_plan(report: _Reporter, checked: CheckedGraph, plan: RunPlan) -> Non
                 f"flow {flow.name}: {', '.join((*flow.inputs, *flow.statics)) or 'no input'} → {name}",
                 dataset=name,
                 flow=flow.name,
-                details={"flow_definition": {"inputs": list(flow.inputs), "statics": list(flow.statics)}},
+                details={"flow_definition": _definition_facts(checked, dataset, flow)},
             )
         if dataset.location is not None:
             for event in backfill_from_commits(spec.events_location(), dataset.location, pipeline=spec.name):

@@ -119,7 +119,7 @@ class LineProgress:
     def _line(self, event: Event) -> str:
         if event.level in ("WARN", "ERROR"):
             return f"{event.level} {event.message}" if event.event_type != "update_progress" else ""
-        if event.event_type in ("create_update", "operation_progress"):
+        if event.event_type in ("create_update", "operation_progress", "planning_information"):
             return event.message
         if not event.is_commit or event.dataset is None:
             return ""

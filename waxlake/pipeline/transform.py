@@ -366,7 +366,8 @@ class _Compiler:
         self._hidden = [name for name in (*self._hidden, *_debezium().metadata_columns) if name in columns]
 
     def _from(self) -> str:
-        return f"FROM ({self._text}) AS {STREAM}" if self._text else f"FROM {STREAM}"
+        # a line of its own for what comes after a user's text: that may end with a comment
+        return f"FROM ({self._text}\n) AS {STREAM}" if self._text else f"FROM {STREAM}"
 
     def _star(self, also_out: Iterable[str] = ()) -> str:
         out = [*self._hidden, *also_out]
@@ -392,7 +393,7 @@ class _Compiler:
         if self._hidden and "*" in text:
             text = without_columns(text, self._hidden, step.where)
         self._hidden = []
-        return f"WITH {STREAM} AS (SELECT * {self._from()}) SELECT * FROM ({text})" if self._text else text
+        return f"WITH {STREAM} AS (SELECT * {self._from()}) SELECT * FROM ({text}\n)" if self._text else text
 
     def _with_columns(self, step: WithColumns) -> str:
         present = set(self._now.column_names)
@@ -428,38 +429,3 @@ class _Compiler:
         parts = []
         for index, rule in enumerate(rules):
             self._where = rule.where
-            sql = with_static_aliases(verdict_sql(rule), rule.tables)
-            verdict = f"coalesce(({sql})::BOOLEAN, false) AS {verdict_column(index)}"
-            self._probe(f"SELECT {verdict} {self._from()}", what=f"expectation '{rule.name}'")
-            parts.append(verdict)
-        return f"SELECT *, {', '.join(parts)} {self._from()}"
-
-    def _judge(self, dataset: str, rules: tuple[Expectation, ...]) -> None:
-        names = self._now.column_names
-        self._push(self._with_rules(rules))
-        stage = self._close()
-        assert isinstance(stage, _SqlStage)
-        stage.dataset, stage.rules = dataset, rules
-        self._now = self._input = self._now.select(names)
-
-    def _push(self, text: str) -> None:
-        self._now = self._probe(text, what=f"flow '{self._transform.flow}'")
-        self._text = text
-
-    def _probe(self, text: str, *, what: str) -> pa.Table:
-        """Run a query on no rows: finds unknown names and the columns it makes."""
-        try:
-            self._connection.register(STREAM, self._input)
-            register_tables(self._connection, self._transform.statics, self._transform.tables)
-            return run_query(self._connection, text)
-        except duckdb.Error as exc:
-            raise sql_refused(what, self._where, exc) from exc
-
-    def _close(self) -> _SqlStage | None:
-        if self._text is None:
-            return None
-        stage = _SqlStage(self._text, where=self._where)
-        self._transform._stages.append(stage)
-        self._text = None
-        self._input = self._now
-        return stage

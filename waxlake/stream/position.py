@@ -14,6 +14,7 @@ __all__ = [
     "MAX_POSITION",
     "RowPosition",
     "app_id",
+    "definition_app_id",
     "identity_app_id",
     "identity_version",
     "note_app_id",
@@ -53,6 +54,11 @@ def identity_app_id(flow: str, name: str) -> str:
 def sources_app_id(flow: str) -> str:
     """Return the app id that remembers the set of sources the flow read when it last committed."""
     return "/".join(["waxlake", quote(flow, safe=_SAFE), "sources"])
+
+
+def definition_app_id(flow: str) -> str:
+    """Return the app id that remembers by which definition the flow last committed."""
+    return "/".join(["waxlake", quote(flow, safe=_SAFE), "definition"])
 
 
 def once_app_id(flow: str, name: str) -> str:
