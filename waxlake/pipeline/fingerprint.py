@@ -84,7 +84,10 @@ def _values(element: Any) -> list[Any]:
 
 
 def _rule(rule: Expectation) -> str:
-    return f"expect {rule.name}: {_sql(rule.sql)} or {rule.action}"
+    limits = [f" above {rule.threshold:%}"] if rule.threshold is not None else []
+    limits += [f" above {rule.max_violations} rows"] if rule.max_violations is not None else []
+    scope = "" if rule.scope == "row" else f" ({rule.scope}: {', '.join((*rule.columns, *rule.tables))})"
+    return f"expect {rule.name}: {_sql(rule.sql)} or {rule.action}{''.join(limits)}{scope}"
 
 
 def _function(function: Any) -> str:

@@ -429,3 +429,38 @@ class _Compiler:
         parts = []
         for index, rule in enumerate(rules):
             self._where = rule.where
+            sql = with_static_aliases(verdict_sql(rule), rule.tables)
+            verdict = f"coalesce(({sql}\n)::BOOLEAN, false) AS {verdict_column(index)}"
+            self._probe(f"SELECT {verdict} {self._from()}", what=f"expectation '{rule.name}'")
+            parts.append(verdict)
+        return f"SELECT *, {', '.join(parts)} {self._from()}"
+
+    def _judge(self, dataset: str, rules: tuple[Expectation, ...]) -> None:
+        names = self._now.column_names
+        self._push(self._with_rules(rules))
+        stage = self._close()
+        assert isinstance(stage, _SqlStage)
+        stage.dataset, stage.rules = dataset, rules
+        self._now = self._input = self._now.select(names)
+
+    def _push(self, text: str) -> None:
+        self._now = self._probe(text, what=f"flow '{self._transform.flow}'")
+        self._text = text
+
+    def _probe(self, text: str, *, what: str) -> pa.Table:
+        """Run a query on no rows: finds unknown names and the columns it makes."""
+        try:
+            self._connection.register(STREAM, self._input)
+            register_tables(self._connection, self._transform.statics, self._transform.tables)
+            return run_query(self._connection, text)
+        except duckdb.Error as exc:
+            raise sql_refused(what, self._where, exc) from exc
+
+    def _close(self) -> _SqlStage | None:
+        if self._text is None:
+            return None
+        stage = _SqlStage(self._text, where=self._where)
+        self._transform._stages.append(stage)
+        self._text = None
+        self._input = self._now
+        return stage
