@@ -18,6 +18,7 @@ from waxlake.pipeline.declare import (
     table,
     temporary_view,
 )
+from waxlake.pipeline.declare_sinks import create_sink, foreach_batch_sink
 from waxlake.pipeline.ingest import ingest_database
 from waxlake.pipeline.rules import freshness, overall, references, row_count, rules_from, unique
 from waxlake.pipeline.stateful_methods import session, sliding, tumbling
@@ -34,14 +35,17 @@ from waxlake.pipeline.stream import (
     read_stream,
     sql,
 )
+from waxlake.stream.batch import BatchInfo
 
 __all__ = [
     "Batch",
+    "BatchInfo",
     "Stream",
     "append_flow",
     "conf",
     "create_auto_cdc_flow",
     "create_auto_cdc_from_snapshot_flow",
+    "create_sink",
     "create_streaming_table",
     "expect",
     "expect_all",
@@ -51,6 +55,7 @@ __all__ = [
     "expect_or_drop",
     "expect_or_fail",
     "expect_or_quarantine",
+    "foreach_batch_sink",
     "freshness",
     "ingest_database",
     "materialized_view",

@@ -628,6 +628,8 @@ def _graph_text(graph: Graph) -> Iterator[str]:
         yield f"{name} ({_kind(dataset)}){comment}"
         for _, inputs in _inputs(graph, name):
             yield from (f"  <- {read}" for read in inputs)
+        if dataset.definition.sink is not None:
+            yield f"  -> {dataset.definition.sink.label}"
         if dataset.quarantine is not None:
             yield f"  -> {name}_quarantine"
 
@@ -643,6 +645,9 @@ def _graph_mermaid(graph: Graph) -> Iterator[str]:
         node(name)
         for _, inputs in _inputs(graph, name):
             edges += [f"  {node(read)} --> {node(name)}" for read in inputs]
+        sink = graph.datasets[name].definition.sink
+        if sink is not None:
+            edges.append(f"  {node(name)} --> {node(sink.label)}")
         if graph.datasets[name].quarantine is not None:
             edges.append(f"  {node(name)} -.-> {node(f'{name}_quarantine')}")
     yield "flowchart LR"
@@ -666,6 +671,7 @@ def _graph_json(graph: Graph) -> Iterator[str]:
                 "where": dataset.where,
                 "path": dataset.location.uri if dataset.location else None,
                 "quarantine": dataset.quarantine.uri if dataset.quarantine else None,
+                "sink": dataset.definition.sink.label if dataset.definition.sink else None,
                 "flows": [
                     {"name": flow.name, "inputs": list(flow.inputs), "statics": list(flow.statics)}
                     for flow in dataset.flows
@@ -722,7 +728,11 @@ def _table_lines(table: TableStatus) -> Iterator[str]:
     if table.version is None:
         yield f"{table.name}: not written yet"
         return
-    yield f"{table.name}: {_count(table.rows)} rows, version {table.version}"
+    if table.batches is None:
+        yield f"{table.name}: {_count(table.rows)} rows, version {table.version}"
+    else:
+        pending = f", {table.pending} of them not known to be handed over" if table.pending else ""
+        yield f"{table.name}: {table.batches:,} batches{pending}"
     for position in table.positions:
         known = {kind: n for kind, n in (position.backlog or {}).items() if n is not None}
         ahead = " and ".join(f"{n:,} {kind}" for kind, n in known.items() if n)

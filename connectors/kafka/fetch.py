@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from connectors.kafka.client import Complaints, kafka_error, open_consumer
+from connectors.kafka.client import open_consumer
 from connectors.kafka.fetched import Fetched, Piece
 from connectors.kafka.identity import read_key
 from connectors.kafka.records import Offsets, PartitionKey, Records, Segment, cut, gather, take
@@ -26,6 +26,7 @@ from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.watch import TopicWatch
 from waxlake.stream.batch import Backlog
 from waxlake.stream.errors import SourceMoved
+from waxlake.stream.kafka_client import Complaints, kafka_error
 from waxlake.stream.source import SourcePlan
 
 __all__ = ["Fetcher"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 import pyarrow as pa
@@ -17,7 +17,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from connectors.kafka.options import check_options
 from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import UsageError
-from waxlake.stream.settings import Settings, redact
+from waxlake.stream.kafka_options import KafkaOptions, as_kafka_options
+from waxlake.stream.settings import Settings
 
 __all__ = [
     "EARLIEST",
@@ -43,50 +44,6 @@ EARLIEST: Final = -2
 StartingOffset = tuple[str, int, int]
 
 
-class KafkaOptions(Mapping[str, Any]):
-    """Settings of librdkafka; equal and hashable by value, and ``repr`` and ``str`` hide the secret ones."""
-
-    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        self._options = {key: _as_option(value) for key, value in (options or {}).items()}
-
-    def __getitem__(self, key: str) -> Any:
-        return self._options[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._options)
-
-    def __len__(self) -> int:
-        return len(self._options)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._options.items()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, KafkaOptions) and self._options == other._options
-
-    def __repr__(self) -> str:
-        return f"KafkaOptions({redact(self._options)})"
-
-    def scrub(self, text: str) -> str:
-        """Return ``text`` without the values of secret options."""
-        for key, shown in redact(self._options).items():
-            secret = self._options[key]
-            if shown == "***" and isinstance(secret, str) and len(secret) > 3:
-                text = text.replace(secret, "***")
-        return text
-
-
-def _as_option(value: object) -> str | Callable[..., Any]:
-    """Return the value as librdkafka takes it: text, or a callable for ``oauth_cb``."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if callable(value) else "" if value is None else str(value)
-
-
-def _as_options(value: object) -> object:
-    return KafkaOptions(value) if isinstance(value, Mapping) and not isinstance(value, KafkaOptions) else value
-
-
 class KafkaSettings(Settings):
     """Settings of a Kafka source; equal settings are equal objects, so that two tables can share one read."""
 
@@ -106,7 +63,7 @@ class KafkaSettings(Settings):
         "{partition: offset}} with -2 for earliest and -1 for latest; partitions not named start at the earliest. New "
         "partitions of a known topic are always read from their start",
     )
-    options: Annotated[KafkaOptions, BeforeValidator(_as_options)] = Field(
+    options: Annotated[KafkaOptions, BeforeValidator(as_kafka_options)] = Field(
         default_factory=KafkaOptions,
         description="Settings of librdkafka (security, tuning). 'group.id' is used for authorization only: no group is "
         "joined and nothing is committed to Kafka",

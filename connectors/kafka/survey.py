@@ -16,9 +16,10 @@ from typing import Any, Final
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition, admin
 from confluent_kafka.admin import AdminClient
 
-from connectors.kafka.client import Complaints, kafka_error, open_admin, open_consumer
+from connectors.kafka.client import open_admin, open_consumer
 from connectors.kafka.settings import KafkaSettings
 from waxlake.stream.errors import TerminalError
+from waxlake.stream.kafka_client import Complaints, kafka_error
 from waxlake.stream.settings import nearest
 from waxlake.stream.source import SourceRange
 

@@ -39,6 +39,7 @@ from waxlake.stream.delta_table import RELEASED, TableLocation, arrow_schema, de
 from waxlake.stream.errors import CommitConflict, FilesMoved, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.growth import merge_schemas
+from waxlake.stream.position import FENCE_APP_ID
 from waxlake.stream.schema import compare_schemas, no_rows
 
 __all__ = [
@@ -52,7 +53,6 @@ __all__ = [
     "new_run_number",
 ]
 
-FENCE_APP_ID = "waxlake/fence"
 METADATA_KEY = "waxlake"
 _MANIFEST_APP_ID = "waxlake/quarantine"
 _REOPEN_AFTER_COMMITS = 200
@@ -141,11 +141,13 @@ class Committer:
         location: The table; it must exist.
         run_id: Identity of this run, unique.
         run_number: Order of this run among others, unique: the fence that it writes.
+        fence_app: App id of the fence; runs of pipelines that share a table by appending to it have one each.
     """
 
     location: TableLocation
     run_id: str
     run_number: int = field(default_factory=new_run_number)
+    fence_app: str = FENCE_APP_ID
     _handle: DeltaTable | None = None
     _table_id: str = ""
     _columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
@@ -161,7 +163,7 @@ class Committer:
             self._handle = self.location.open()
             self._table_id = str(self._handle.metadata().id)
             self._columns = arrow_schema(self._handle)
-            self._fence = max(self.run_number, (self._handle.transaction_version(FENCE_APP_ID) or 0) + 1)
+            self._fence = max(self.run_number, (self._handle.transaction_version(self.fence_app) or 0) + 1)
             self._log_stamp = self.location.log_stamp(self._handle.version())
         return self._handle
 
@@ -218,7 +220,7 @@ class Committer:
             self._require_position(app, move, self.stored(app))
         commit_id = uuid.uuid4().hex
         before = self.handle.version()
-        versions = {FENCE_APP_ID: self._fence, **(identities or {}), **{app: move.end for app, move in moves.items()}}
+        versions = {self.fence_app: self._fence, **(identities or {}), **{app: move.end for app, move in moves.items()}}
         facts: dict[str, Any] = {"commit_id": commit_id, "run": self.run_id, **(metadata or {})}
         if quarantine is not None and quarantine.has_files:
             number = (self.stored(_MANIFEST_APP_ID) or 0) + 1
@@ -420,7 +422,7 @@ class Committer:
         return False
 
     def _require_fence(self) -> None:
-        fence = self.handle.transaction_version(FENCE_APP_ID) or 0
+        fence = self.handle.transaction_version(self.fence_app) or 0
         if fence > self._fence:
             raise CommitConflict(
                 f"cannot commit to table '{self.location.label}' at version {self.handle.version()}",

@@ -20,7 +20,14 @@ from sinks.delta.compaction import sorted_rows
 from sinks.delta.files import StoredFile
 from sinks.delta.maintenance import Maintenance, MaintenanceReport
 from sinks.delta.parquet import DataFileWriter
-from sinks.delta.protocol import CommitReceipt, Committer, Move, Quarantine, finish_quarantine, new_run_number
+from sinks.delta.protocol import (
+    CommitReceipt,
+    Committer,
+    Move,
+    Quarantine,
+    finish_quarantine,
+    new_run_number,
+)
 from sinks.delta.tally import CommitTally
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
@@ -29,7 +36,7 @@ from waxlake.stream.delta_table import TableLocation, arrow_schema, delta_errors
 from waxlake.stream.errors import PositionMoved, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.growth import merge_schemas
-from waxlake.stream.position import app_id, note_app_id
+from waxlake.stream.position import FENCE_APP_ID, app_id, note_app_id
 from waxlake.stream.schema import cast_exact, compare_schemas, delta_schema
 from waxlake.stream.table_properties import order_columns
 
@@ -68,6 +75,8 @@ class DeltaTarget:
         replaces: Each batch replaces the whole content (a materialized view) instead of being appended.
         quarantine: Table for rejected rows; it must exist if any batch has some.
         shares_source: Other tables are fed by the same read.
+        fence_app: App id of the fence.
+        is_maintained: It is kept in shape; False for a table that is not the pipeline's own.
     """
 
     location: TableLocation
@@ -75,6 +84,8 @@ class DeltaTarget:
     replaces: bool = False
     quarantine: TableLocation | None = None
     shares_source: bool = False
+    fence_app: str = FENCE_APP_ID
+    is_maintained: bool = True
 
 
 @dataclass(slots=True)
@@ -331,7 +342,8 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
                 location.create(self._new_schema(batch), partition_by=self._target.partition_by)
             if self._target.quarantine is not None and self._target.quarantine.exists():
                 finish_quarantine(location, self._target.quarantine)
-            self._committer = Committer(location, self._sink.control.run_id, self._sink.control.run_number)
+            control = self._sink.control
+            self._committer = Committer(location, control.run_id, control.run_number, self._target.fence_app)
             self._read_schema(self._committer)
             self._rows.partition_by = tuple(self._committer.handle.metadata().partition_columns)
         return self._committer
@@ -446,7 +458,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
     def _maintain(self, files: int, quarantine: Quarantine | None) -> None:
         """Keep the table, and its quarantine table, in shape between two commits."""
         assert self._committer is not None
-        if not self._sink.control.maintains:
+        if not (self._sink.control.maintains and self._target.is_maintained):
             return
         if self._maintained is None:
             compacts = isinstance(self._rows, DataFileWriter) and not self._target.replaces

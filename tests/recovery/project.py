@@ -36,7 +36,7 @@ class Project:
         environ = {k: v for k, v in os.environ.items() if k not in ("WAXLAKE_FAILPOINT", "WAXLAKE_SPEC")}
         environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         if failpoint is not None:
-            environ["WAXLAKE_FAILPOINT"] = f"{failpoint}:1"
+            environ["WAXLAKE_FAILPOINT"] = failpoint if ":" in failpoint else f"{failpoint}:1"
         with (self.folder / f"{mode}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *MODES[mode]],

@@ -28,6 +28,7 @@ from waxlake.pipeline.definitions import (
 from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name, resolve_path
 from waxlake.pipeline.quarantine import quarantine_schema
 from waxlake.pipeline.replaced_files import check_replaced_files
+from waxlake.pipeline.sinks import check_sink
 from waxlake.pipeline.sql import (
     StaticTables,
     run_query,
@@ -267,8 +268,9 @@ def check_graph(graph: Graph) -> CheckedGraph:
             rows = checked.merges[of].changes if of in checked.merges else checked.schemas[of]
             rows = with_inputs(rows, checked.stateful.get(of, {}), dataset)
             checked.schemas[name] = quarantine_schema(rows)
-        elif dataset.kind == "table":
+        elif dataset.kind in ("table", "sink"):
             _check_table(checked, dataset)
+            check_sink(checked, dataset)
         elif _is_streaming_view(dataset):
             _check_streaming_view(checked, dataset)
         else:
@@ -519,7 +521,9 @@ def _stored_inputs(checked: CheckedGraph, flow: Flow) -> tuple[str, ...]:
 
 def _check_stored(checked: CheckedGraph, dataset: Dataset) -> None:
     """Compare with the table that exists: an append cannot change a column's type."""
-    if dataset.location is None or dataset.kind == "materialized_view" or not dataset.location.exists():
+    if dataset.location is None or dataset.kind == "materialized_view" or dataset.has_ledger:
+        return
+    if not dataset.location.exists():
         return
     stored = arrow_schema(dataset.location.open())
     change = compare_schemas(stored, checked.schemas[dataset.name])

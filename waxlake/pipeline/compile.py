@@ -13,6 +13,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.dataflow import Stream as DataflowStream
 from bytewax.testing import TestingSource
 
+from sinks.batches import BatchSink
 from sinks.cdc import MergeSink
 from sinks.cdc.replacing import ReplacingSink
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
@@ -22,6 +23,7 @@ from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.plan import RunPlan, SourceGroup
 from waxlake.pipeline.quarantine import with_provenance
 from waxlake.pipeline.replaced_files import replace_column
+from waxlake.pipeline.sinks import batch_options
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.stateful import stateful_flows
@@ -125,6 +127,9 @@ def _sink(
         sink, options = ReplacingSink, {"column": replaced}
     if target in checked.stateful:
         sink, options = StatefulSink, {"flows": stateful_flows(checked, target, tables)}
+    limits = {} if dataset.definition.sink is None else dataset.definition.sink.flush_limits()
+    if dataset.has_ledger:
+        sink, options = BatchSink, batch_options(dataset, checked.schemas[target], plan, state, checked.graph.spec)
     return sink(
         target=DeltaTarget(
             location=dataset.location,
@@ -132,9 +137,11 @@ def _sink(
             replaces=dataset.kind == "materialized_view",
             quarantine=dataset.quarantine,
             shares_source=is_shared,
+            fence_app=dataset.fence_app,
+            is_maintained=not dataset.is_shared,
         ),
         flow=target,
-        flush=FlushPolicy(max_age_s=_interval_s(checked, plan), is_prompt=not plan.is_bounded),
+        flush=FlushPolicy(max_age_s=_interval_s(checked, plan), is_prompt=not plan.is_bounded, **limits),
         control=SinkControl(
             run_id=plan.update_id,
             run_number=plan.run_number,

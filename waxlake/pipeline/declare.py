@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import pyarrow as pa
 
@@ -46,7 +46,11 @@ __all__ = [
     "expect_or_fail",
     "expect_or_quarantine",
     "materialized_view",
+    "current_registry",
+    "function_line",
+    "register_dataset",
     "register_flow",
+    "rules_of",
     "registering",
     "registry_spec",
     "table",
@@ -250,19 +254,9 @@ def _dataset(kind: DatasetKind, name: Any, options: dict[str, Any]) -> Any:
     check_options(kind, options, line)
 
     def decorate(function: F) -> F:
-        draft = _draft_of(function)
-        if draft.dataset is not None:
-            raise DefinitionError(
-                f"function {function.__name__!r} already defines {draft.dataset.name!r}",
-                where=line,
-                code="DUPLICATE_DECORATOR",
-            )
-        draft.dataset = definition_from(
-            kind, function.__name__ if name is None else name, function, _function_line(function, line), options
-        )
-        registry = _registry.get()
-        if registry is not None:
-            registry._drafts.append(draft)
+        given = function.__name__ if name is None else name
+        where = function_line(function, line)
+        register_dataset(function, definition_from(kind, given, function, where, options))
         return function
 
     return decorate
@@ -319,7 +313,8 @@ def definition_from(
     )
 
 
-def _function_line(function: Callable[..., Any], fallback: str) -> str:
+def function_line(function: Callable[..., Any], fallback: str) -> str:
+    """Return ``file:line`` of a function, or ``fallback`` for one that has none."""
     code = getattr(function, "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else fallback
 
@@ -339,13 +334,12 @@ def create_streaming_table(
 ) -> None:
     """Declare a streaming table that ``append_flow`` functions feed. Arguments as for ``table``."""
     line = calling_line()
-    groups: list[tuple[Action, Rules | None]] = [
-        ("warn", expect_all),
-        ("drop", expect_all_or_drop),
-        ("fail", expect_all_or_fail),
-        ("quarantine", expect_all_or_quarantine),
-    ]
-    rules = tuple(rule for action, group in groups for rule in _expectations(group or {}, action))
+    rules = rules_of(
+        warn=expect_all,
+        drop=expect_all_or_drop,
+        fail=expect_all_or_fail,
+        quarantine=expect_all_or_quarantine,
+    )
     options = {
         "comment": comment,
         "schema": schema,
@@ -356,6 +350,35 @@ def create_streaming_table(
     registry = _registry.get()
     if registry is not None:
         registry.add_dataset(replace(definition_from("table", name, None, line, options), expectations=rules))
+
+
+def rules_of(**groups: Rules | None) -> tuple[Expectation, ...]:
+    """Return the expectations of groups, each named by its action: rule name to SQL."""
+    return tuple(rule for action, group in groups.items() for rule in _expectations(group or {}, cast(Action, action)))
+
+
+def register_dataset(function: Callable[..., Any], definition: DatasetDefinition) -> None:
+    """Attach a dataset to a function, for the pipeline that is being loaded, if any; decorators may add rules to it.
+
+    Raises:
+        DefinitionError: The function defines another. Not retryable.
+    """
+    draft = _draft_of(function)
+    if draft.dataset is not None:
+        raise DefinitionError(
+            f"function {function.__name__!r} already defines {draft.dataset.name!r}",
+            where=definition.where,
+            code="DUPLICATE_DECORATOR",
+        )
+    draft.dataset = definition
+    registry = _registry.get()
+    if registry is not None:
+        registry._drafts.append(draft)
+
+
+def current_registry() -> Registry | None:
+    """Return what collects definitions now, if a pipeline is being loaded."""
+    return _registry.get()
 
 
 def register_flow(definition: FlowDefinition) -> None:
@@ -377,7 +400,7 @@ def append_flow(*, target: str, name: str | None = None, once: bool = False) -> 
     def decorate(function: F) -> F:
         registry = _registry.get()
         if registry is not None:
-            where = _function_line(function, calling_line())
+            where = function_line(function, calling_line())
             registry.add_flow(
                 FlowDefinition(name=name or function.__name__, target=target, function=function, where=where, once=once)
             )

@@ -15,8 +15,10 @@ import pyarrow as pa
 from waxlake.stream.errors import DefinitionError, UserError
 
 if TYPE_CHECKING:
+    from sinks.batches import Handoff
     from sinks.cdc import ChangeRules
     from sinks.state import EventTime, Operator
+    from waxlake.pipeline.spec import Spec
     from waxlake.stream.delta_table import TableLocation
     from waxlake.stream.source import Connector
 
@@ -38,6 +40,7 @@ __all__ = [
     "Read",
     "RuleScope",
     "Select",
+    "SinkTarget",
     "SqlQuery",
     "Stateful",
     "Step",
@@ -52,7 +55,7 @@ __all__ = [
 
 Action = Literal["warn", "drop", "fail", "quarantine"]
 RuleScope = Literal["row", "key", "whole"]
-DatasetKind = Literal["table", "materialized_view", "temporary_view"]
+DatasetKind = Literal["table", "materialized_view", "temporary_view", "sink"]
 _PACKAGE = str(Path(__file__).resolve().parent)
 
 
@@ -300,6 +303,45 @@ class Stateful:
 Step = Query | Where | Select | WithColumns | Drop | MapBatches | Decode | Expect | WatermarkStep | Stateful
 
 
+class SinkTarget(Protocol):
+    """Where the rows of a sink go, as the user set it."""
+
+    @property
+    def label(self) -> str:
+        """What users call it, without secrets, as ``kafka:orders``."""
+        ...
+
+    @property
+    def on_full_refresh(self) -> str:
+        """``refuse``, ``resend`` or ``skip``."""
+        ...
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether positions are kept in a ledger; else in the Delta table that the rows go to."""
+        ...
+
+    def location(self, spec: Spec, name: str) -> TableLocation:
+        """Return the Delta table that holds the positions."""
+        ...
+
+    def check(self, name: str, schema: pa.Schema) -> None:
+        """Refuse rows that cannot go there.
+
+        Raises:
+            UserError: An option does not fit the columns. Not retryable.
+        """
+        ...
+
+    def handoff(self, name: str) -> Handoff:
+        """Return the other side, where there is a ledger."""
+        ...
+
+    def flush_limits(self) -> dict[str, int]:
+        """Return ``max_rows`` and ``max_bytes`` of a batch, where they are not the usual ones."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowDefinition:
     """A function whose stream feeds a table.
@@ -323,7 +365,7 @@ class FlowDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetDefinition:
-    """A table, materialized view or temporary view.
+    """A table, materialized view, temporary view or sink.
 
     Attributes:
         name: Name, ``table`` or ``schema.table``.
@@ -337,6 +379,7 @@ class DatasetDefinition:
         properties: Delta table properties.
         path: Place of the table if not the usual one.
         is_merged: Changes are merged into it.
+        sink: Where its rows go, if it is a sink; None otherwise.
     """
 
     name: str
@@ -350,3 +393,4 @@ class DatasetDefinition:
     properties: Mapping[str, str] = field(default_factory=dict)
     path: str | None = None
     is_merged: bool = False
+    sink: SinkTarget | None = None

@@ -50,6 +50,8 @@ def check_scope(definition: DatasetDefinition, rule: Expectation) -> None:
             f"a rule over all rows at once that is to {rule.action} some of them",
             "expect or expect_or_fail",
         )
+    elif rule.scope == "key" and definition.kind == "sink":
+        found, expected = "a rule over keys of a sink, whose rows are not here", "the table that it streams from"
     elif rule.scope == "key" and definition.kind == "temporary_view":
         found, expected = "a rule over keys of a view that is not stored", "the table that reads it"
     elif rule.scope == "key" and definition.is_merged:

@@ -30,6 +30,7 @@ from sinks.state.store import state_app_id
 from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Graph
+from waxlake.pipeline.sink_refresh import forgotten_batches, settle_sinks
 from waxlake.pipeline.spec import Spec
 from waxlake.stream.delta_table import FORGOTTEN, TableLocation, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, TerminalError
@@ -133,8 +134,11 @@ def forget_positions(checked: CheckedGraph, names: Sequence[str], run_number: in
             apps = [app_id(part.flow.name, state.identity, p) for p in state.partitions if part.takes(p)]
             apps.append(once_app_id(part.flow.name, part.connector.name))
             identities |= {app: FORGOTTEN for app in apps if stored_position(handle, app) is not None}
+        dataset = checked.graph.datasets[name]
+        identities |= forgotten_batches(dataset)
         if identities:
-            Committer(location, f"reset-{run_number}", run_number).commit([], {}, identities=identities)
+            committer = Committer(location, f"reset-{run_number}", run_number, dataset.fence_app)
+            committer.commit([], {}, identities=identities)
 
 
 def _require_downstream(graph: Graph, names: Sequence[str]) -> None:
@@ -222,6 +226,7 @@ def _finish(graph: Graph, key: str, manifest: Mapping[str, Any]) -> None:
         swap.versions[pair.dataset] = swap_in(
             pair.table, pair.shadow, refresh=key, run_number=run_number, positions=positions, facts=facts
         )
+    settle_sinks(graph, swap.versions)
 
 
 def _pairs(graph: Graph, name: str, folder: str) -> list[_Pair]:
@@ -299,7 +304,8 @@ def _manifests(spec: Spec) -> pa_fs.FileSystem:
 def _write_manifest(store: pa_fs.FileSystem, key: str, manifest: Mapping[str, Any]) -> None:
     """Write the manifest so that it is there whole or not at all."""
     with delta_errors("decide a full refresh"):
-        with store.open_output_stream(f"{key}.tmp") as stream:
+        # buffered: a store's stream takes the bytes of a buffer, not the object that Arrow would hand it
+        with store.open_output_stream(f"{key}.tmp", buffer_size=1 << 16) as stream:
             stream.write(json.dumps(manifest).encode())
         store.move(f"{key}.tmp", f"{key}.json")
 

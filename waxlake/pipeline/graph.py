@@ -22,6 +22,7 @@ from waxlake.pipeline.definitions import (
 )
 from waxlake.pipeline.stream import Branch
 from waxlake.stream.delta_table import TableLocation, is_remote
+from waxlake.stream.position import FENCE_APP_ID
 
 if TYPE_CHECKING:
     from sinks.cdc import ChangeRules
@@ -63,11 +64,12 @@ class Dataset:
 
     Attributes:
         name: Its name.
-        kind: ``table``, ``materialized_view``, ``temporary_view`` or ``quarantine``.
+        kind: ``table``, ``materialized_view``, ``temporary_view``, ``sink`` or ``quarantine``.
         definition: What the user wrote; a quarantine table has that of its table.
-        location: Where it is stored; None for a temporary view.
+        location: Where it is stored; None for a temporary view. For a sink, the Delta table that holds its positions.
         quarantine: Its quarantine table, if a rule asks for one.
         flows: What feeds it.
+        fence_app: App id of its fence.
     """
 
     name: str
@@ -76,6 +78,17 @@ class Dataset:
     location: TableLocation | None
     quarantine: TableLocation | None
     flows: tuple[Flow, ...]
+    fence_app: str = FENCE_APP_ID
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether ``location`` holds positions and no rows."""
+        return self.definition.sink is not None and self.definition.sink.has_ledger and self.kind == "sink"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether ``location`` is a table that is not this pipeline's alone: others may append to it, too."""
+        return self.kind == "sink" and not self.has_ledger
 
     @property
     def where(self) -> str:

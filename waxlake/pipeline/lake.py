@@ -33,13 +33,15 @@ class StoredTable:
 
     Attributes:
         name: Dataset name.
-        kind: ``table``, ``materialized_view``, ``quarantine`` or ``events``.
+        kind: ``table``, ``materialized_view``, ``sink``, ``quarantine`` or ``events``.
         location: Where it lies, or will lie.
+        is_ledger: It holds the positions of a sink, and no rows.
     """
 
     name: str
     kind: str
     location: TableLocation
+    is_ledger: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,9 @@ def stored_tables(graph: Graph) -> dict[str, StoredTable]:
     for name in graph.order:
         dataset = graph.datasets[name]
         if dataset.location is not None:
-            found[name] = StoredTable(name=name, kind=dataset.kind, location=dataset.location)
+            found[name] = StoredTable(
+                name=name, kind=dataset.kind, location=dataset.location, is_ledger=dataset.has_ledger
+            )
         if dataset.quarantine is not None:
             side = f"{name}_quarantine"
             found.setdefault(side, StoredTable(name=side, kind="quarantine", location=dataset.quarantine))
@@ -115,7 +119,7 @@ def table_facts(table: StoredTable) -> TableFacts:
         kind=table.kind,
         path=table.location.uri,
         version=handle.version(),
-        rows=rows,
+        rows=None if table.is_ledger else rows,
         size_bytes=sum(files["size_bytes"]),
         files=len(counts),
         committed_at=None if stamp is None else datetime.fromtimestamp(stamp / 1000, tz=timezone.utc),
@@ -133,6 +137,12 @@ def first_rows(graph: Graph, name: str, count: int) -> pa.Table:
         raise _missing(graph, tables, name, UsageError)
     if not tables[name].location.exists():
         raise _missing(graph, tables, name, UsageError)
+    if tables[name].is_ledger:
+        raise UsageError(
+            f"{name!r} is a sink: its rows are not here",
+            code="TABLE_NOT_STORED",
+            remedy=f"waxlake status tells how far it is; rows that its rules rejected are in {name}_quarantine, if it has any",
+        )
     with delta_errors(f"read table '{name}'"):
         return tables[name].location.open().to_pyarrow_dataset().head(count)
 

@@ -42,6 +42,8 @@ def refuse_foreign_tables(graph: Graph) -> None:
     for dataset in graph.datasets.values():
         if dataset.location is None or dataset.kind == "quarantine" or not dataset.location.exists():
             continue
+        if dataset.is_shared:
+            continue
         owner = dataset.location.open().transaction_version(_APP_ID)
         if owner is not None and owner != ours:
             raise DefinitionError(

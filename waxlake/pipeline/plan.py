@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from deltalake import DeltaTable, write_deltalake
 
+from sinks.batches import ledger_schema
 from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.commits import refuse_restored
@@ -20,10 +21,11 @@ from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
 from waxlake.pipeline.notes import with_notes
 from waxlake.pipeline.ownership import owner_identity
+from waxlake.pipeline.sinks import owner_of, refuse_other_owner
 from waxlake.pipeline.stateful import require_same_state
 from waxlake.pipeline.view import ViewConnector
 from waxlake.stream.delta_table import REPLAYED_APP_ID, TableLocation, arrow_schema, delta_errors, stored_position
-from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved
+from waxlake.stream.errors import DefinitionError, ExternalError, SourceMoved, WaxlakeError
 from waxlake.stream.growth import merge_schemas
 from waxlake.stream.position import (
     MAX_POSITION,
@@ -99,6 +101,7 @@ class RunPlan:
         marks: Flow name to app id to (where it begins without a position, the mark).
         skipped: Losses that are skipped on request, for the event log.
         failures: Group key to why its source cannot be read.
+        sink_failures: Sink to why it cannot take what an earlier run had decided to hand over.
         seen_files: View to what was there of the files it reads when the run was planned.
         beginning: Keys of groups with a flow that has no position in some partition yet: where it begins is to be stored.
     """
@@ -113,6 +116,7 @@ class RunPlan:
     marks: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     failures: dict[str, ExternalError] = field(default_factory=dict)
+    sink_failures: dict[str, WaxlakeError] = field(default_factory=dict)
     seen_files: dict[str, list[str]] = field(default_factory=dict)
     beginning: set[str] = field(default_factory=set)
 
@@ -195,13 +199,15 @@ def claim_tables(checked: CheckedGraph, run_number: int) -> None:
     """
     for dataset in checked.graph.datasets.values():
         if dataset.location is not None and dataset.kind != "quarantine":
-            Committer(dataset.location, f"claim-{run_number}", run_number).claim()
+            Committer(dataset.location, f"claim-{run_number}", run_number, dataset.fence_app).claim()
 
 
 def _prepared(
     location: TableLocation, checked: CheckedGraph, dataset: Dataset, *, is_quarantine: bool = False
 ) -> DeltaTable:
     schema = checked.schemas[dataset.name + QUARANTINE_SUFFIX if is_quarantine else dataset.name]
+    if dataset.has_ledger and not is_quarantine:
+        schema = ledger_schema()
     if not location.exists():
         definition = dataset.definition
         return location.create(
@@ -347,8 +353,10 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
 
 def _remember_source(plan: RunPlan, checked: CheckedGraph, part: CheckedFlow, state: SourceState) -> None:
     flow = part.flow.name
-    plan.identities.setdefault(flow, {}).update(owner_identity(checked.graph.spec))
-    text = flow_text(checked, checked.graph.datasets[part.flow.target], part.flow)
+    target = checked.graph.datasets[part.flow.target]
+    owner = owner_of(checked.graph, target, flow) if target.is_shared else owner_identity(checked.graph.spec)
+    plan.identities.setdefault(flow, {}).update(owner)
+    text = flow_text(checked, target, part.flow)
     plan.identities[flow][definition_app_id(flow)] = flow_fingerprint(text)
     if not state.name:
         return
@@ -389,6 +397,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
     assert location is not None
     handle = location.open()
     _refuse_changed_sources(checked, part, handle)
+    refuse_other_owner(checked.graph, part.flow, handle)
     known = handle.transaction_version(identity_app_id(part.flow.name, state.name)) if state.name else None
     if known is not None and known != identity_version(state.identity):
         if part.connector.on_data_loss == "skip" or known in map(identity_version, state.former):

@@ -43,6 +43,7 @@ from waxlake.pipeline.plan import (
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.selection import Selection
+from waxlake.pipeline.sinks import finish_batches
 from waxlake.pipeline.spec import Spec
 from waxlake.pipeline.state import Emit, RunState
 from waxlake.pipeline.tables import LatestTables
@@ -359,10 +360,7 @@ def prepare_run(
         is_bounded=plan.is_bounded,
         isolates=isolates,
     )
-    for group in groups:
-        error = plan.failures.get(group.key)
-        if error is not None and not state.fail_group(group, error):
-            raise error
+    _note_failures(plan, groups, state)
     tables = LatestTables(checked)
     return PreparedRun(
         dataflow=build_dataflow(checked, groups, plan, state, tables, workers=workers),
@@ -386,6 +384,17 @@ def _shared(make: Callable[[], RunPlan], cluster: Cluster | None, report: _Repor
         raise
 
 
+def _note_failures(plan: RunPlan, groups: Sequence[SourceGroup], state: RunState) -> None:
+    """Let what failed while it was planned be failed; what stands alone goes on."""
+    for group in groups:
+        error = plan.failures.get(group.key)
+        if error is not None and not state.fail_group(group, error):
+            raise error
+    for name, failure in plan.sink_failures.items():
+        if not state.fail(name, failure):
+            raise failure
+
+
 def _planned(checked: CheckedGraph, report: _Reporter, *, is_bounded: bool, claims: bool) -> RunPlan:
     finish_full_refreshes(checked.graph)
     run_number = new_run_number()
@@ -395,6 +404,7 @@ def _planned(checked: CheckedGraph, report: _Reporter, *, is_bounded: bool, clai
         claim_tables(checked, run_number)
     plan = make_plan(checked, source_groups(checked), is_bounded=is_bounded, run_number=run_number)
     plan.update_id = report.update_id
+    plan.sink_failures = finish_batches(checked, run_number, is_bounded=is_bounded)
     return plan
 
 

@@ -35,6 +35,7 @@ from waxlake.pipeline.stateful_steps import keeps_late
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.delta_table import unusable_sign
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
+from waxlake.stream.position import FENCE_APP_ID, fence_app_id
 from waxlake.stream.settings import nearest
 
 if TYPE_CHECKING:
@@ -214,13 +215,13 @@ class _Resolver:
         seen = {d.name: d.where for d in self._definitions.values() if d.function is not None}
         for flow in self._extra_flows:
             target = self._definitions.get(flow.target)
-            if target is None or target.kind != "table":
+            if target is None or target.kind not in ("table", "sink"):
                 raise DefinitionError(
-                    f"flow '{flow.name}' has no streaming table '{flow.target}' to feed",
+                    f"flow '{flow.name}' has no streaming table or sink '{flow.target}' to feed",
                     where=flow.where,
                     code="UNKNOWN_DATASET",
                     remedy=nearest(
-                        flow.target, [n for n in names if self._definitions[n].kind == "table"] or ["(none)"]
+                        flow.target, [n for n in names if self._definitions[n].kind in ("table", "sink")] or ["(none)"]
                     ),
                 )
             if flow.name in seen:
@@ -250,7 +251,7 @@ class _Resolver:
         flows += [flow for flow in self._extra_flows if flow.target == definition.name]
         if not flows:
             raise DefinitionError(
-                f"table '{definition.name}' has no flow",
+                f"{'sink' if definition.sink else 'table'} '{definition.name}' has no flow",
                 where=definition.where,
                 code="DATASET_WITHOUT_FLOW",
                 remedy=f"Add a function with @wl.append_flow(target='{definition.name}')",
@@ -259,7 +260,11 @@ class _Resolver:
         location = None
         with located(definition.where):
             usual = self._spec.table_location(definition.name)
-        if stored:
+        fence_app = FENCE_APP_ID
+        if definition.sink is not None:
+            location = definition.sink.location(self._spec, definition.name)
+            fence_app = FENCE_APP_ID if definition.sink.has_ledger else fence_app_id(self._spec.name)
+        elif stored:
             location = usual
             if definition.path:
                 location = replace(location, uri=_table_path(self._spec, definition))
@@ -279,6 +284,7 @@ class _Resolver:
             location=location,
             quarantine=quarantine,
             flows=resolved,
+            fence_app=fence_app,
         )
 
     def _flow(self, definition: DatasetDefinition, flow: FlowDefinition) -> Flow:
@@ -339,9 +345,10 @@ class _Resolver:
             return self._relations[flow.name]
         relation = _call(flow)
         wants_batch = definition.kind == "materialized_view"
-        if definition.kind == "table" and not isinstance(relation, Stream):
+        if definition.kind in ("table", "sink") and not isinstance(relation, Stream):
+            kind = "sink" if definition.sink else "streaming table"
             raise DefinitionError(
-                f"streaming table '{definition.name}' needs a stream",
+                f"{kind} '{definition.name}' needs a stream",
                 where=flow.where,
                 code="BATCH_FOR_STREAMING_TABLE",
                 found="a batch query",
@@ -395,6 +402,13 @@ class _Resolver:
         if name not in known and not is_external(name):
             raise DefinitionError(
                 f"unknown dataset '{name}'", where=where, code="UNKNOWN_DATASET", remedy=nearest(name, known)
+            )
+        if name in self._definitions and self._definitions[name].sink is not None:
+            raise DefinitionError(
+                f"sink '{name}' cannot be read",
+                where=where,
+                code="SINK_NOT_READABLE",
+                remedy="Let the flow feed a table, and stream from that into the sink",
             )
 
     def _resolved(self, text: str, where: str) -> set[str]:

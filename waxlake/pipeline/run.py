@@ -21,6 +21,7 @@ from waxlake.pipeline.prepared import PreparedRun, UpdateResult, prepare_run, re
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.selection import RESET_ALLOWED, Selection
+from waxlake.pipeline.sink_refresh import refuse_refresh, sinks_that_resend
 from waxlake.pipeline.spec import Spec
 from waxlake.stream.errors import (
     WaxlakeError,
@@ -121,6 +122,7 @@ def _prepare_selection(
     selection.tables(graph)
     anew, kept = selection.anew(graph)
     refuse_foreign_tables(graph)
+    refuse_refresh(graph, anew)
     lease.ensure()
     finish_full_refreshes(graph)
     tables = [name for name in anew if graph.datasets[name].kind == "table"]
@@ -132,7 +134,8 @@ def _prepare_selection(
 
     if tables:
         refresh_in_full(graph, tables, fill, is_forced=selection.is_forced)
-    forgetting = [*(name for name in anew if name not in tables), *selection.reset_checkpoint]
+    views = [name for name in anew if graph.datasets[name].kind == "materialized_view"]
+    forgetting = [*views, *sinks_that_resend(graph, anew), *selection.reset_checkpoint]
     forget_positions(check_graph(graph), forgetting, new_run_number())
     for name in kept:
         for listener in listeners:

@@ -95,7 +95,7 @@ class Selection:
 
 
 def _is_stored(graph: Graph, name: str) -> bool:
-    return graph.datasets[name].kind in ("table", "materialized_view")
+    return graph.datasets[name].kind in ("table", "materialized_view", "sink")
 
 
 def _may_reset(graph: Graph, name: str) -> bool:

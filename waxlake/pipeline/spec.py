@@ -132,6 +132,17 @@ class Spec(Settings):
         Raises:
             UsageError: The name has other signs. Not retryable.
         """
+        return self._location(f"tables/{self._folder(name)}", name)
+
+    def sink_location(self, name: str) -> TableLocation:
+        """Return where the ledger of a sink lies: ``<storage>/sinks/<schema>/<name>``.
+
+        Raises:
+            UsageError: The name has other signs than a table's. Not retryable.
+        """
+        return self._location(f"sinks/{self._folder(name)}", name)
+
+    def _folder(self, name: str) -> str:
         parts = name.split(".")
         if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts):
             raise UsageError(
@@ -141,7 +152,7 @@ class Spec(Settings):
                 expected="'table' or 'schema.table', of letters, digits and underscores, at most 128 each",
             )
         schema = parts[0] if len(parts) == 2 else self.schema_name
-        return self._location(f"tables/{schema}/{parts[-1]}", name)
+        return f"{schema}/{parts[-1]}"
 
     def events_location(self) -> TableLocation:
         """Return where the event log lies."""

@@ -160,6 +160,11 @@ class RunState:
             self.emit("flow_progress", f"{error} Trying again in {wait_s:.1f} s", level="WARN", dataset=part.flow.target,
                        flow=part.flow.name, error=error, details={"flow_progress": {"status": "RETRYING"}})  # fmt: skip
 
+    def retrying_sink(self, sink: str, error: TransientError, wait_s: float) -> None:
+        """Note that a sink is tried again."""
+        self.emit("flow_progress", f"{error} Trying again in {wait_s:.1f} s", level="WARN", dataset=sink, flow=sink,
+                   error=error, details={"flow_progress": {"status": "RETRYING"}})  # fmt: skip
+
     def committed(self, receipt: CommitReceipt) -> None:
         """Note a commit."""
         self._on_commit(receipt)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from waxlake.pipeline.commits import Commit, recent_commits
 from waxlake.pipeline.events import Event, read_events
 from waxlake.pipeline.lake import StoredTable, stored_tables, table_facts
+from waxlake.pipeline.sinks import batch_counts
 from waxlake.pipeline.slots import pipeline_slots
 from waxlake.stream.errors import ExternalError
 
@@ -80,6 +81,8 @@ class TableStatus:
         dropped: Rows that rules removed, over the commits looked at.
         quarantined: Rows in its quarantine table.
         commits: Number of flows' commits that the counts are over.
+        batches: Number of the last batch of a sink that hands over batches; None for anything else.
+        pending: How many of its batches are decided and not known to be handed over.
         positions: One entry a flow, source and partition.
         rules: One entry a rule.
     """
@@ -91,6 +94,8 @@ class TableStatus:
     dropped: int = 0
     quarantined: int = 0
     commits: int = 0
+    batches: int | None = None
+    pending: int = 0
     positions: list[PositionStatus] = field(default_factory=list)
     rules: list[RuleStatus] = field(default_factory=list)
 
@@ -143,6 +148,8 @@ def pipeline_status(graph: Graph) -> PipelineStatus:
 def _table_status(table: StoredTable, commits: Sequence[Commit], quarantine: StoredTable | None) -> TableStatus:
     facts = table_facts(table)
     status = TableStatus(name=table.name, kind=table.kind, version=facts.version, rows=facts.rows)
+    if table.is_ledger:
+        status.batches, status.pending = batch_counts(table.location)
     status.quarantined = (table_facts(quarantine).rows or 0) if quarantine is not None else 0
     counted = commits[:1] if table.kind == "materialized_view" else commits  # each commit of a view replaces it
     status.commits = len(counted)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["Backlog", "MicroBatch", "RuleCount"]
+__all__ = ["Backlog", "BatchInfo", "MicroBatch", "RuleCount", "SourceSpan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,3 +109,40 @@ class MicroBatch:
     def with_rows(self, table: pa.Table, **changes: Any) -> MicroBatch:
         """Return a batch of the same provenance with other rows."""
         return replace(self, table=table, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSpan:
+    """Positions ``[start, end)`` of one partition of a source.
+
+    Attributes:
+        source: Source identity.
+        partition: Source partition key.
+        start: First position.
+        end: Position after the last.
+    """
+
+    source: str
+    partition: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchInfo:
+    """What a function of ``foreach_batch_sink`` is told of a batch.
+
+    Attributes:
+        batch_id: Its number: 1 for the first batch of the sink, one more with each. A batch that is handed over again, after a
+            crash or an error, has the same number and the same rows; no other batch ever has it.
+        flow: Flow that the rows come from; a batch holds rows of one flow.
+        sources: What of which sources they were made from.
+        update_id: Update that decided the batch.
+        attempt: 1, or more if the function may have been called with this batch before.
+    """
+
+    batch_id: int
+    flow: str
+    sources: tuple[SourceSpan, ...]
+    update_id: str
+    attempt: int

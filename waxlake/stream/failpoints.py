@@ -21,6 +21,7 @@ __all__ = [
     "REFRESH_FAILPOINTS",
     "SCHEMA_FAILPOINTS",
     "STATE_FAILPOINTS",
+    "SINK_FAILPOINTS",
     "SNAPSHOT_FAILPOINTS",
     "UPLOAD_FAILPOINTS",
     "failpoint",
@@ -75,6 +76,14 @@ SCHEMA_FAILPOINTS: Final = (
 SNAPSHOT_FAILPOINTS: Final = (
     "snapshot-taken",  # a function returned a snapshot, it is not stored
     "snapshot-stored",  # it is stored, no row of it was emitted
+)
+
+SINK_FAILPOINTS: Final = (
+    "batch-written",  # the rows of a batch are staged, no commit names them
+    "batch-decided",  # a batch is decided, nothing of it was handed over
+    "batch-sent",  # its records are in an open transaction of Kafka, or at the broker where there are no transactions
+    "batch-delivered",  # it was handed over, the ledger does not say so
+    "batch-recorded",  # it does
 )
 
 UPLOAD_FAILPOINTS: Final = (

@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 __all__ = [
+    "FENCE_APP_ID",
     "MAX_POSITION",
     "RowPosition",
     "app_id",
     "definition_app_id",
+    "fence_app_id",
     "identity_app_id",
     "identity_version",
     "note_app_id",
     "once_app_id",
+    "owner_app_id",
     "sources_app_id",
 ]
 
+FENCE_APP_ID = "waxlake/fence"
 MAX_POSITION = 2**63 - 1
 _MINOR_BITS = 36
 _MINOR_MASK = (1 << _MINOR_BITS) - 1
@@ -64,6 +68,16 @@ def definition_app_id(flow: str) -> str:
 def once_app_id(flow: str, name: str) -> str:
     """Return the app id that says that a flow that runs once has read all of the source called ``name``."""
     return "/".join(["waxlake", quote(flow, safe=_SAFE), quote(name, safe=_SAFE), "once"])
+
+
+def owner_app_id(flow: str) -> str:
+    """Return the app id that remembers whose flow it is, in a table that several pipelines append to."""
+    return "/".join(["waxlake", quote(flow, safe=_SAFE), "owner"])
+
+
+def fence_app_id(pipeline: str) -> str:
+    """Return the app id of a pipeline's own fence, in a table that several pipelines append to."""
+    return "/".join(["waxlake", "fence", quote(pipeline, safe=_SAFE)])
 
 
 def identity_version(identity: str) -> int:

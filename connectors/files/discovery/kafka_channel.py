@@ -13,8 +13,9 @@ from urllib.parse import quote
 
 from connectors.files.discovery.channel import ChannelLost, Heard
 from connectors.files.discovery.events import NoEvent, ObjectEvent, object_events
-from connectors.kafka.settings import KafkaOptions, KafkaSettings
+from connectors.kafka.settings import KafkaSettings
 from waxlake.stream.errors import TerminalError, TransientError
+from waxlake.stream.kafka_options import KafkaOptions
 
 __all__ = ["KafkaChannel"]
 
@@ -122,7 +123,8 @@ class KafkaChannel:
         """Look what the topic holds, and begin where the ledger is, or where this reader is if that is further."""
         from confluent_kafka import TopicPartition
 
-        from connectors.kafka.client import Complaints, open_consumer
+        from connectors.kafka.client import open_consumer
+        from waxlake.stream.kafka_client import Complaints
 
         heard = dict(self._next) if self._consumer is not None else {}
         held, apps = self._survey(), dict(self._apps)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from waxlake.pipeline.auto_cdc import create_auto_cdc_flow, create_auto_cdc_from_snapshot_flow
 from waxlake.pipeline.declare import Registry, check_options, definition_from
+from waxlake.pipeline.declare_sinks import sink_from
 from waxlake.pipeline.definitions import Action, DatasetKind, Expectation, FlowDefinition, at_line
 from waxlake.pipeline.rules import limits
 from waxlake.pipeline.sqlfile.auto_cdc import auto_cdc_arguments, snapshot_arguments
@@ -44,6 +45,7 @@ _KINDS: Final[Mapping[tuple[str, ...], DatasetKind]] = {
 }
 _STATEMENTS: Final = (
     "CREATE OR REFRESH STREAMING TABLE, CREATE OR REFRESH MATERIALIZED VIEW, CREATE TEMPORARY VIEW, CREATE FLOW, "
+    "CREATE SINK, "
     "SET key = value or USE SCHEMA name"
 )
 _CLAUSES: Final = "COMMENT, PARTITIONED BY, CLUSTER BY, TBLPROPERTIES, LOCATION, REFRESH POLICY, USING DELTA or AS"
@@ -111,6 +113,9 @@ class _Reader:
         if statement.accept("FLOW"):
             self._flow(statement)
             return
+        if statement.accept("SINK"):
+            self._sink(statement)
+            return
         for words, kind in _KINDS.items():
             if statement.accept(*words):
                 self._dataset(kind, statement)
@@ -119,7 +124,7 @@ class _Reader:
             raise statement.source.error(
                 "that is nothing a pipeline keeps up to date", offset, code="SQL_STATEMENT", expected=_STATEMENTS
             )
-        raise statement.wrong("STREAMING TABLE, MATERIALIZED VIEW, TEMPORARY VIEW or FLOW")
+        raise statement.wrong("STREAMING TABLE, MATERIALIZED VIEW, TEMPORARY VIEW, FLOW or SINK")
 
     def _dataset(self, kind: DatasetKind, statement: Cursor) -> None:
         statement.accept("IF", "NOT", "EXISTS")
@@ -163,6 +168,33 @@ class _Reader:
         self._registry.add_flow(
             FlowDefinition(name=name, target=target, function=_returning(described), where=where, once=once)
         )
+
+    def _sink(self, statement: Cursor) -> None:
+        where = statement.where
+        name = self._qualified(statement.name("a name"))
+        rules: tuple[Expectation, ...] = ()
+        if statement.at("("):
+            items = statement.bracketed()
+            offset = items.offset
+            columns, rules = _columns(items)
+            if columns:
+                raise statement.source.error(
+                    "a sink has no columns of its own", offset, code="SQL_SYNTAX", expected="CONSTRAINT … EXPECT (…)"
+                )
+        options: dict[str, str] = {}
+        comment, format = None, ""
+        while not statement.is_at_end:
+            if statement.accept("COMMENT"):
+                comment = statement.text()
+            elif statement.accept("FORMAT"):
+                format = statement.name("kafka or delta").lower()
+            elif statement.accept("OPTIONS"):
+                options |= dict(_property(part) for part in statement.bracketed().parts())
+            else:
+                raise statement.wrong("FORMAT, OPTIONS or COMMENT")
+        if not format:
+            raise statement.wrong("FORMAT kafka or FORMAT delta")
+        self._registry.add_dataset(replace(sink_from(name, format, options, where, comment), expectations=rules))
 
     def _auto_cdc(self, statement: Cursor, name: str | None, where: str, *, once: bool = False) -> None:
         target = self._qualified(statement.name("a streaming table"))
