@@ -390,6 +390,25 @@ def replay(
 
 
 @app.command()
+def quality(
+    table: Annotated[str | None, typer.Option("--table", help="Only rules of this table.")] = None,
+    by_commit: Annotated[bool, typer.Option("--commits", help="A line for each commit, not only sums.")] = False,
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what each rule counted, as the tables' commits say."""
+    import pyarrow.compute as pc
+
+    from waxlake.pipeline.quality import quality_rows, quality_sums
+
+    rows = quality_rows(_load_graph(spec, param))
+    if table is not None:
+        rows = rows.filter(pc.equal(rows.column("table"), table))
+    _echo_rows(rows if by_commit else quality_sums(rows), is_json=json)
+
+
+@app.command()
 def upload(
     files: Annotated[list[Path], typer.Argument(help="Local files: csv, tsv, json, parquet, avro, orc, txt or xml.")],
     table: Annotated[str, typer.Option("--table", help="Table to write: name, or schema.name.")],

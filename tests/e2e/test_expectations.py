@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import signal
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 import waxlake as wl
-from waxlake.stream.errors import DefinitionError, ExpectationFailed
+from tests.e2e.project import Project
+from waxlake.pipeline.lake import run_sql
+from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.run import RunOptions, run_update
+from waxlake.pipeline.spec import load_spec
+from waxlake.stream.errors import DefinitionError, ExpectationFailed, UsageError
 
 HEAD = "import waxlake as wl\n"
 
@@ -197,3 +206,100 @@ def t():
         wl.rules_from("no_such_module_or_table")
     with pytest.raises(DefinitionError, match=r"action 'explode' of 'a'.*RULES_UNREADABLE"):
         wl.rules_from([{"name": "a", "constraint": "x", "action": "explode"}])
+
+
+QUALITY = """
+@wl.temporary_view
+@wl.expect("named", "name IS NOT NULL")
+def named():
+    return wl.read_stream("s")
+
+@wl.table
+@wl.expect_or_drop("positive", "n > 0")
+@wl.expect_or_quarantine("small", "n < 10")
+def t():
+    return wl.read_stream("named")
+
+@wl.materialized_view
+@wl.expect("some", wl.row_count(at_least=3))
+def v():
+    return wl.sql("SELECT * FROM t")
+"""
+
+
+def of_commits(folder: Path) -> list[tuple[Any, ...]]:
+    """What the commits of all tables say, read here from their logs."""
+    found = []
+    for log in sorted((folder / "lake/tables/default").glob("*/_delta_log/*.json")):
+        for line in log.read_text().splitlines():
+            info = json.loads(line).get("commitInfo", {}).get("waxlake", {})
+            for flow, facts in (info.get("flows") or {}).items():
+                for rule in facts["rules"]:
+                    if rule["passed"] or rule["failed"]:
+                        row = (
+                            log.parts[-3],
+                            rule["dataset"],
+                            rule["rule"],
+                            flow,
+                            int(log.stem),
+                            rule["passed"],
+                            rule["failed"],
+                        )
+                        found.append(row)
+    return sorted(found)
+
+
+def of_table(project: Project) -> list[tuple[Any, ...]]:
+    rows = run_sql(load_graph(load_spec(project.folder)), "SELECT * FROM quality").to_pylist()
+    names = ("table", "dataset", "rule", "flow", "version", "passed", "failed")
+    return sorted(tuple(row[name] for name in names) for row in rows)
+
+
+@pytest.mark.kills
+def test_p35_the_quality_table_equals_what_the_commits_say(project: Project) -> None:
+    project.define(
+        QUALITY.replace('wl.read_stream("s")', 'wl.read_files("inbox", "json", schema="n BIGINT, name STRING")')
+    )
+    for number, point in enumerate(["committed:1", "quality-write:1", "quality-written:1"]):
+        project.land(f"{number}.json", *({"n": n, "name": None if n == 3 else "x"} for n in range(-1, 13)))
+        assert project.waxlake("run", WAXLAKE_FAILPOINT=point).code == -signal.SIGKILL, point
+        assert of_table(project) == of_commits(project.folder)
+    run_update(load_spec(project.folder), RunOptions(), [])
+    assert of_table(project) == of_commits(project.folder)
+    stored = DeltaTable(str(project.folder / "lake/quality")).to_pyarrow_table()
+    assert len(stored) == len(of_table(project)) > 5
+    shutil.rmtree(project.folder / "lake/quality")
+    assert of_table(project) == of_commits(project.folder)
+    run_update(load_spec(project.folder), RunOptions(), [])
+    assert DeltaTable(str(project.folder / "lake/quality")).to_pyarrow_table().num_rows == len(stored)
+
+    said = project.waxlake("quality", "--json", "--table", "t").succeeded().out
+    sums = {row["rule"]: row for row in map(json.loads, said.splitlines())}
+    assert [sums["positive"][name] for name in ("passed", "failed", "dropped", "quarantined")] == [36, 6, 6, 0]
+    assert [sums["small"][name] for name in ("passed", "failed", "dropped", "quarantined")] == [33, 9, 0, 9]
+    assert sums["named"]["dataset"] == "named"
+
+
+def test_some_rows_that_break_a_rule_are_in_the_event_log_without_their_secrets(tmp_path: Path) -> None:
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows/t.py").write_text(
+        HEAD + '@wl.table\n@wl.expect_or_drop("r", "n < 0")\n@wl.expect_or_quarantine("k", wl.unique("n"))\n'
+        'def t():\n    return wl.read_stream("s")\n'
+    )
+    rows = [{"n": n, "email": "a@b.c", "password": "hunter2", "text": "x" * 5000} for n in (1, 2, 3, 4, -1, -1)]
+
+    def violations(samples: str) -> list[dict[str, Any]]:
+        (tmp_path / "waxlake.yml").write_text(f"name: p\nstorage: ./lake\nsamples: {samples}\n")
+        events = wl.testing.run(tmp_path, {"s": rows}).events_of("expectation_violation")
+        return [event.details["expectation_violation"] for event in events]
+
+    dropped, twice = violations("{rows: 2, bytes: 300, redact: [email]}")
+    assert (dropped["rule"], dropped["action"], len(dropped["rows"]), twice["rule"]) == ("r", "drop", 2, "k")
+    text = json.dumps(dropped)
+    assert '\\"n\\":' in text.replace(" ", "")
+    assert "a@b.c" not in text
+    assert "hunter2" not in text
+    assert len(text) < 600
+    assert violations("{rows: 0}") == []
+    with pytest.raises(UsageError, match=r"unknown key 'samples.row'.*'rows'"):
+        violations("{row: 0}")

@@ -27,6 +27,7 @@ EVENT_TYPES = (
     "data_loss",
     "schema_evolution",
     "user_action",
+    "expectation_violation",
 )
 _IDS = uuid.UUID("5d6c9f0e-3c0f-4f0b-9b1e-7a4c0b6f1f63")
 _KINDS = ("upserted", "deleted", "late", "untimed", "future", "state")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from waxlake.pipeline.quality import quality_rows
 from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.errors import UsageError, UserError
 from waxlake.stream.settings import nearest
@@ -23,6 +24,7 @@ __all__ = ["StoredTable", "TableFacts", "first_rows", "run_sql", "stored_tables"
 
 _UNKNOWN_TABLE = re.compile(r"Table with name \"?([\w.]+)\"? does not exist")
 _FILE_STATES = re.compile(r"\b(?:cloud_)?files_state\s*\(\s*(?:TABLE\s*\(\s*)?['\"]?([\w.]+)['\"]?\s*\)?\s*\)", re.I)
+_ASKS_QUALITY = re.compile(r"\bquality\b", re.IGNORECASE)
 _AFTER_FROM = re.compile(r"\b(?:from|join)\s+([A-Za-z_][\w.]*)", re.I)
 _READS_CATALOG = re.compile(r"\b(show|describe|information_schema|duckdb_\w+)\b", re.I)
 
@@ -133,6 +135,8 @@ def first_rows(graph: Graph, name: str, count: int) -> pa.Table:
         UsageError: No such table, or nothing is stored yet. Not retryable.
     """
     tables = {**stored_tables(graph), **_uploaded(graph, [name])}
+    if name == "quality" and name not in tables:
+        return quality_rows(graph).slice(0, count)
     if name not in tables:
         raise _missing(graph, tables, name, UsageError)
     if not tables[name].location.exists():
@@ -167,6 +171,8 @@ def run_sql(graph: Graph, text: str) -> pa.Table:
         kind = _kind_of_statement(connection, text)
         for table in _mentioned(tables, text):
             _make_view(connection, graph, table)
+        if "quality" not in tables and _ASKS_QUALITY.search(text):
+            connection.register("quality", quality_rows(graph))
         connection.execute("SET enable_external_access = false")
         try:
             if kind == "EXPLAIN":

@@ -41,7 +41,9 @@ from waxlake.pipeline.plan import (
     source_groups,
 )
 from waxlake.pipeline.progress import Listener
+from waxlake.pipeline.quality import complete_quality
 from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.samples import OffenderSampler
 from waxlake.pipeline.selection import Selection
 from waxlake.pipeline.sinks import finish_batches
 from waxlake.pipeline.spec import Spec
@@ -217,6 +219,7 @@ class PreparedRun:
         elif self.plan.is_bounded:
             self._require_completion()
         self.confirm()
+        self._keep_quality()
         self._report_outcome(result.state, result.duration_s)
         return result
 
@@ -230,6 +233,7 @@ class PreparedRun:
             outcome = "COMPLETED"
         if outcome != "FAILED":
             self.confirm()
+            self._keep_quality()
         self._report_outcome(outcome, time.monotonic() - self.started_s)
 
     def confirm(self) -> None:
@@ -242,6 +246,10 @@ class PreparedRun:
             if source is not None and isinstance(connector, Confirming):
                 with contextlib.suppress(TransientError):
                     connector.confirm(source, durable_positions(self.checked, group, source)())
+
+    def _keep_quality(self) -> None:
+        if not self.checked.is_shadow:
+            complete_quality(self.checked.graph)
 
     def _report_outcome(self, outcome: str, duration_s: float) -> None:
         self.report(
@@ -350,6 +358,7 @@ def prepare_run(
     if is_first:
         _report_plan(report, checked, plan, is_planned_again=before is not None)
         report.state("RUNNING", "update is RUNNING")
+    _sample_offenders(checked, report)
     completion = Completion(checked, plan)
     state = RunState(
         checked.graph,
@@ -372,6 +381,17 @@ def prepare_run(
         groups=groups,
         started_s=started_s if before is None else before.started_s,
     )
+
+
+def _sample_offenders(checked: CheckedGraph, report: _Reporter) -> None:
+    """Let rows that break a rule be told of, unless the spec wants none."""
+    samples = checked.graph.spec.samples
+    sampler = OffenderSampler(samples, report) if samples.rows else None
+    for part in checked.flows:
+        part.transform.on_offenders = sampler
+    for plans in checked.stateful.values():
+        for plan in plans.values():
+            plan.finish.on_offenders = sampler
 
 
 def _shared(make: Callable[[], RunPlan], cluster: Cluster | None, report: _Reporter) -> RunPlan:
@@ -497,6 +517,8 @@ def _report_plan(report: _Reporter, checked: CheckedGraph, plan: RunPlan, *, is_
         if dataset.location is not None:
             for event in backfill_from_commits(spec.events_location(), dataset.location, pipeline=spec.name):
                 report.send(event)
+    if not checked.is_shadow:
+        complete_quality(checked.graph)
     for text in plan.skipped:
         report("data_loss", text, level="WARN", details={"data_loss": {"skipped": text}})
 

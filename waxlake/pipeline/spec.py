@@ -18,7 +18,7 @@ from waxlake.stream.delta_table import TableLocation, is_remote, unusable_sign
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import Settings, StorageOptions, nearest, parse_duration, redact
 
-__all__ = ["Glob", "Library", "Spec", "load_spec"]
+__all__ = ["Glob", "Library", "SampleSettings", "Spec", "load_spec"]
 
 _SCHEMES = ("abfs", "abfss", "adl", "az", "azure", "file", "gs", "s3", "s3a")
 _NAME = re.compile(r"[A-Za-z0-9_]{1,128}")
@@ -50,6 +50,16 @@ class Library(Settings):
     """One entry of `libraries`."""
 
     glob: Glob = Field(description="`glob: {include: flows/**}`")
+
+
+class SampleSettings(Settings):
+    """The entry `samples` of a spec. Columns whose name is that of a secret are always hidden."""
+
+    rows: int = Field(default=3, ge=0, le=100, description="rows of each rule and update; 0 for none")
+    bytes: int = Field(default=2000, ge=100, le=100_000, description="bytes of them together")
+    redact: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="a list of columns whose values are hidden"
+    )
 
 
 class Spec(Settings):
@@ -86,6 +96,9 @@ class Spec(Settings):
     )
     storage_options: Annotated[StorageOptions, BeforeValidator(_storage_options)] = Field(
         default_factory=StorageOptions, description="a map from option (as delta-rs names it) to text"
+    )
+    samples: SampleSettings = Field(
+        default_factory=SampleSettings, description="a map of rows, bytes and redact: samples of broken rules"
     )
     dialect: Literal["duckdb", "databricks"] = Field(
         default="duckdb", description="Dialect of SQL text; databricks is translated"
@@ -157,6 +170,10 @@ class Spec(Settings):
     def events_location(self) -> TableLocation:
         """Return where the event log lies."""
         return self._location("events", "events")
+
+    def quality_location(self) -> TableLocation:
+        """Return where the quality table lies."""
+        return self._location("quality", "quality")
 
     def ledger_location(self, key: str) -> TableLocation:
         """Return where the ledger of a file source lies. A key that is no plain name is replaced by a hash of it."""
@@ -243,6 +260,9 @@ def _keys(values: Mapping[Any, Any]) -> Iterator[tuple[Any, str, tuple[str, ...]
     """Yield each key that has a fixed set of valid ones: (key, place before it, valid keys)."""
     for key in values:
         yield key, "", _KEYS
+    samples = values.get("samples")
+    for key in samples if isinstance(samples, dict) else []:
+        yield key, "samples.", tuple(SampleSettings.model_fields)
     libraries = values.get("libraries")
     for index, library in enumerate(libraries if isinstance(libraries, list) else []):
         if not isinstance(library, dict):

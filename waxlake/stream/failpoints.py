@@ -18,6 +18,7 @@ __all__ = [
     "MAINTENANCE_FAILPOINTS",
     "LEASE_FAILPOINTS",
     "MERGE_FAILPOINTS",
+    "QUALITY_FAILPOINTS",
     "REFRESH_FAILPOINTS",
     "SCHEMA_FAILPOINTS",
     "STATE_FAILPOINTS",
@@ -84,6 +85,11 @@ SINK_FAILPOINTS: Final = (
     "batch-sent",  # its records are in an open transaction of Kafka, or at the broker where there are no transactions
     "batch-delivered",  # it was handed over, the ledger does not say so
     "batch-recorded",  # it does
+)
+
+QUALITY_FAILPOINTS: Final = (
+    "quality-write",  # what the commits say is about to be added to the quality table
+    "quality-written",  # it is there
 )
 
 UPLOAD_FAILPOINTS: Final = (
