@@ -121,8 +121,8 @@ class KafkaSource(StandaloneSource):
     Args:
         bootstrap_servers: Brokers to ask first.
         topic: A topic, several with commas between, or a pattern that starts with ``^``.
-        schema: json: columns as DDL text or a pyarrow schema.
-        format: ``json``, ``string`` or ``binary``.
+        schema: json: columns as DDL text or a pyarrow schema; avro: the reader's schema as JSON.
+        format: ``json``, ``avro``, ``protobuf``, ``string`` or ``binary``.
         positions: Stored next offset of each partition key, or a function from what the source holds to them; none starts at
             ``starting_offsets``.
         is_bounded: End at what the topics hold when the dataflow is built.

@@ -5,7 +5,6 @@ The hot path of the Kafka source. Python touches a message only inside list comp
 
 from __future__ import annotations
 
-import base64
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from confluent_kafka import Message
 
-from connectors.json_records import JsonDecoder
+from connectors.kafka.formats import value_decoder
 from connectors.kafka.settings import METADATA_COLUMNS, RESCUED_COLUMN, KafkaSettings
 
 __all__ = [
@@ -212,11 +210,11 @@ class Decoder:
     def __init__(self, settings: KafkaSettings, columns: frozenset[str]) -> None:
         schema = settings.schema_of_values
         is_rescued = settings.format != "binary" and (not columns or RESCUED_COLUMN in columns)
-        if columns and not is_rescued:
+        if columns and not is_rescued and settings.format == "json":
             schema = pa.schema([f for f in schema if f.name in columns] or [schema.field(0)])
         self._metadata = [name for name in METADATA_COLUMNS if name in columns]
         self._is_rescued = is_rescued
-        self._values = self._value_decoder(settings, schema)
+        self._values = value_decoder(settings, schema, with_rescued=is_rescued)
         values = self._values(pa.array([], pa.binary())).schema
         self.schema = pa.schema([*values, *(METADATA_SCHEMA.field(name) for name in self._metadata)])
 
@@ -242,43 +240,3 @@ class Decoder:
             return pa.array(np.repeat(np.array([s.partition[1] for s in segments], np.int32), lengths))
         indices = pa.array(np.repeat(np.arange(len(segments), dtype=np.int32), lengths))
         return pa.array([s.partition[0] for s in segments], pa.string()).take(indices)
-
-    def _value_decoder(self, settings: KafkaSettings, schema: pa.Schema) -> Callable[[pa.Array], pa.Table]:
-        if settings.format == "json":
-            decode: Callable[[pa.Array], pa.Table] = JsonDecoder(schema, with_rescued=self._is_rescued).decode
-            return decode
-        if settings.format == "string":
-            return self._strings
-        return lambda values: pa.table({"value": values})
-
-    def _strings(self, values: pa.Array) -> pa.Table:
-        """Return values as text; bytes that are no UTF-8 go to ``_rescued_data``, base64 in a JSON string."""
-        rescued = pa.nulls(len(values), pa.string())
-        try:
-            texts = values.cast(pa.string())
-        except pa.ArrowInvalid:
-            texts, rescued = _valid_texts(values)
-        columns: dict[str, Any] = {"value": texts}
-        if self._is_rescued:
-            columns[RESCUED_COLUMN] = rescued
-        return pa.table(columns)
-
-
-def _valid_texts(values: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return the values that are UTF-8 as text, and base64 of those that are not; null elsewhere."""
-    raw = values.to_pylist()
-    is_text = [value is None or _is_utf8(value) for value in raw]
-    texts = pc.if_else(pa.array(is_text), values, pa.scalar(None, pa.binary())).cast(pa.string())
-    rescued = [
-        None if ok else f'{{"_raw_base64": "{base64.b64encode(v).decode()}"}}'
-        for v, ok in zip(raw, is_text, strict=True)
-    ]
-    return texts, pa.array(rescued, pa.string())
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

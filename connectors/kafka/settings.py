@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from connectors.kafka.formats import check_format, columns_of_values
 from connectors.kafka.options import check_options
 from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import UsageError
@@ -22,7 +23,6 @@ from waxlake.stream.settings import Settings
 
 __all__ = [
     "EARLIEST",
-    "FORMATS",
     "LATEST",
     "METADATA_COLUMNS",
     "RESCUED_COLUMN",
@@ -30,9 +30,6 @@ __all__ = [
     "KafkaSettings",
     "StartingOffset",
 ]
-
-FORMATS: Final = ("json", "string", "binary")
-_LATER_FORMATS: Final = ("avro", "protobuf")
 
 METADATA_COLUMNS: Final = ("_topic", "_partition", "_offset", "_timestamp", "_key", "_headers")
 RESCUED_COLUMN: Final = "_rescued_data"
@@ -53,10 +50,29 @@ class KafkaSettings(Settings):
     topic: str = Field(
         min_length=1, description="A topic, several with commas between, or a regular expression that starts with ^"
     )
-    format: Literal["json", "string", "binary"] = Field(default="json", description="What the value of a record is")
-    declared_schema: str | pa.Schema | None = Field(
-        default=None, alias="schema", description="json: columns as DDL text or a pyarrow schema; required"
+    format: Literal["json", "avro", "protobuf", "string", "binary"] = Field(
+        default="json", description="What the value of a record is"
     )
+    declared_schema: str | pa.Schema | None = Field(
+        default=None,
+        alias="schema",
+        description="json: columns as DDL text or a pyarrow schema, required. avro: the reader's schema as JSON; with a schema "
+        "registry, that of the subject <topic>-value if it is left out",
+    )
+    schema_registry_url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="avro, protobuf: the registry whose schemas the records name, in Confluent's format; without it records are "
+        "bare",
+    )
+    schema_registry_options: Annotated[KafkaOptions, BeforeValidator(_as_options)] = Field(
+        default_factory=KafkaOptions,
+        description="Further settings of Confluent's client of the registry, such as 'basic.auth.user.info'",
+    )
+    descriptor_file: str | None = Field(
+        default=None, min_length=1, description="protobuf: file of descriptors (protoc --descriptor_set_out)"
+    )
+    message: str | None = Field(default=None, min_length=1, description="protobuf: full name of the message")
     starting_offsets: Literal["earliest", "latest"] | tuple[StartingOffset, ...] = Field(
         default="earliest",
         description="Where a flow without stored positions starts: earliest, latest, or {partition: offset} or {topic: "
@@ -97,15 +113,14 @@ class KafkaSettings(Settings):
                 )
         return ",".join(dict.fromkeys(names))
 
-    @field_validator("format", mode="before")
+    @field_validator("schema_registry_url")
     @classmethod
-    def _known_format(cls, value: object) -> object:
-        if value in _LATER_FORMATS:
+    def _url_without_user(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value.partition("://")[2].partition("/")[0]:
             raise UsageError(
-                f"cannot read records of format {value!r}",
-                code="KAFKA_FORMAT_LATER",
-                expected=", ".join(FORMATS),
-                remedy="It is not available yet. Read format='binary' and decode `value` in a transform meanwhile",
+                "schema_registry_url holds a user",
+                code="OPTION_INVALID",
+                remedy="Give it as schema_registry_options={'basic.auth.user.info': 'user:password'}",
             )
         return value
 
@@ -129,25 +144,15 @@ class KafkaSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> KafkaSettings:
-        if self.format == "json":
-            if self.declared_schema is None:
-                raise UsageError(
-                    f"cannot read topic {self.topic!r} as json without a schema",
-                    code="KAFKA_SCHEMA_MISSING",
-                    remedy="Give schema='id BIGINT, amount DOUBLE, ...', or format='string' to get the text of each record",
-                )
-            self._check_names(parse_ddl(self.declared_schema).names)
-        elif self.declared_schema is not None:
-            raise UsageError(
-                f"cannot give topic {self.topic!r} of format {self.format!r} a schema",
-                code="KAFKA_SCHEMA_UNUSED",
-                remedy="Such records have one column, `value`. Leave the schema out, or read format='json'",
-            )
+        check_format(self)
+        if self.format == "json" and self.declared_schema is not None:
+            self.check_names(parse_ddl(self.declared_schema).names)
         if isinstance(self.starting_offsets, tuple):
             self._check_starting_topics(self.starting_offsets)
         return self
 
-    def _check_names(self, names: list[str]) -> None:
+    def check_names(self, names: Sequence[str]) -> None:
+        """Stop if a column of the values has the name of one that is filled here."""
         taken = sorted(set(names) & {*METADATA_COLUMNS, RESCUED_COLUMN})
         if taken:
             raise UsageError(
@@ -170,10 +175,8 @@ class KafkaSettings(Settings):
 
     @property
     def schema_of_values(self) -> pa.Schema:
-        """The declared columns (json), or the one column ``value``."""
-        if self.declared_schema is not None:
-            return parse_ddl(self.declared_schema)
-        return pa.schema([("value", pa.string() if self.format == "string" else pa.binary())])
+        """The columns of the values: declared, or those of the Avro schema or of the message, or the one column ``value``."""
+        return columns_of_values(self)
 
     @property
     def is_single(self) -> bool:

@@ -225,7 +225,11 @@ class CheckedGraph:
         if isinstance(read, KafkaRead):
             from connectors.kafka import KafkaConnector
 
-            return KafkaConnector(read.settings)
+            settings = read.settings
+            if settings.descriptor_file is not None:
+                path = resolve_path(self.graph.spec, settings.descriptor_file)
+                settings = settings.model_copy(update={"descriptor_file": path})
+            return KafkaConnector(settings)
         if isinstance(read, FilesRead):
             from connectors.files import FilesConnector
 

@@ -14,7 +14,7 @@ from waxlake.stream.errors import UsageError
 __all__ = ["Duration", "Settings", "StorageOptions", "nearest", "parse_duration", "redact"]
 
 _SECRET_KEY = re.compile(
-    r"secret|password|passwd|token|credential|sas|private|jaas|access_?key|account_?key|api_?key", re.I
+    r"secret|password|passwd|token|credential|sas|private|jaas|access_?key|account_?key|api_?key|user\.info", re.I
 )
 _DURATION = re.compile(r"(?:interval\s+)?(\d+(?:\.\d+)?)\s*([a-z]*)")
 _UNITS_S = {

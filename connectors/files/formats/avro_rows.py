@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 
+from connectors.avro_types import AvroTypes, avro_library, parse_avro_schema, without_times
 from connectors.files.formats.avro_container import AvroContainer, Block
-from connectors.files.formats.avro_types import AvroTypes, without_times
 from connectors.files.formats.columns import ColumnFitter
 from connectors.files.options import AvroOptions
 from waxlake.stream.errors import UsageError
@@ -86,7 +86,7 @@ class _BlockDecoder:
     """Decodes the blocks of one file."""
 
     def __init__(self, writer_schema: Any, reader_schema: Any) -> None:
-        parsed = _parse(writer_schema)
+        parsed = parse_avro_schema(writer_schema)
         self.types = AvroTypes(parsed if reader_schema is None else reader_schema)
         self._reader_schema = None if reader_schema is None else without_times(reader_schema)
         text = json.dumps(without_times(parsed)).encode()
@@ -114,10 +114,10 @@ class _BlockDecoder:
 
 def _parsed_option(options: AvroOptions) -> Any:
     if options.avro_schema is None:
-        _fastavro()
+        avro_library()
         return None
     try:
-        schema = _parse(json.loads(options.avro_schema))
+        schema = parse_avro_schema(json.loads(options.avro_schema))
         AvroTypes(schema)
     except ValueError as exc:
         raise UsageError(
@@ -127,27 +127,6 @@ def _parsed_option(options: AvroOptions) -> Any:
             remedy='Give one as JSON, as in {"type":"record","name":"r","fields":[{"name":"id","type":"long"}]}',
         ) from exc
     return schema
-
-
-def _parse(schema: Any) -> Any:
-    fastavro = _fastavro()
-    try:
-        return fastavro.parse_schema(schema)
-    except (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType, KeyError, TypeError) as exc:
-        raise ValueError(f"no Avro schema: {type(exc).__name__}: {exc}") from exc
-
-
-def _fastavro() -> Any:
-    try:
-        import fastavro
-    except ImportError as exc:
-        raise UsageError(
-            "format 'avro' needs a package that is not installed",
-            code="EXTRA_MISSING",
-            found=str(exc),
-            remedy="Install it: pip install 'waxlake[avro]'",
-        ) from exc
-    return fastavro
 
 
 def _long(value: int) -> bytes:

@@ -1,4 +1,7 @@
-"""Avro schemas as Arrow types: logical types exactly, and what Arrow has no type for as JSON text; called by ``avro_rows``."""
+"""Avro schemas as Arrow types: logical types exactly, and what Arrow has no type for as JSON text.
+
+Called by whoever decodes Avro, in files and in records. fastavro, which the extra ``avro`` installs, reads schemas and values.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from typing import Any, Final, TypeAlias
 
 import pyarrow as pa
 
-__all__ = ["AvroTypes", "without_times"]
+from waxlake.stream.errors import UsageError
+
+__all__ = ["AvroTypes", "avro_library", "parse_avro_schema", "without_times"]
 
 _Convert: TypeAlias = Callable[[Any], Any]
 _UTC: Final = "UTC"
@@ -36,6 +41,38 @@ _TIMES: Final = {
 }
 _AS_STORED: Final = frozenset({*_TIMES, "time-millis", "time-micros", "uuid", "duration"})
 _MAX_PRECISION: Final = 38
+
+
+def parse_avro_schema(schema: Any) -> Any:
+    """Return a schema as fastavro takes it.
+
+    Raises:
+        ValueError: It is none.
+        UsageError: The extra is not installed. Not retryable.
+    """
+    fastavro = avro_library()
+    try:
+        return fastavro.parse_schema(schema)
+    except (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType, KeyError, TypeError) as exc:
+        raise ValueError(f"no Avro schema: {type(exc).__name__}: {exc}") from exc
+
+
+def avro_library() -> Any:
+    """Return the module fastavro.
+
+    Raises:
+        UsageError: ``EXTRA_MISSING``. Not retryable.
+    """
+    try:
+        import fastavro
+    except ImportError as exc:
+        raise UsageError(
+            "format 'avro' needs a package that is not installed",
+            code="EXTRA_MISSING",
+            found=str(exc),
+            remedy="Install it: pip install 'waxlake[avro]'",
+        ) from exc
+    return fastavro
 
 
 def without_times(schema: Any) -> Any:
