@@ -65,7 +65,7 @@ class KafkaSettings(Settings):
         description="avro, protobuf: the registry whose schemas the records name, in Confluent's format; without it records are "
         "bare",
     )
-    schema_registry_options: Annotated[KafkaOptions, BeforeValidator(_as_options)] = Field(
+    schema_registry_options: Annotated[KafkaOptions, BeforeValidator(as_kafka_options)] = Field(
         default_factory=KafkaOptions,
         description="Further settings of Confluent's client of the registry, such as 'basic.auth.user.info'",
     )
