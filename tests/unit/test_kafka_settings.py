@@ -87,11 +87,6 @@ def test_equal_settings_are_equal_and_hash_alike_and_survive_pickling() -> None:
     assert one != _settings(**{**values, "options": {"client.id": "y"}})
 
 
-@pytest.mark.parametrize("name", ["avro", "protobuf"])
-def test_later_formats_say_that_they_are_not_available(name: str) -> None:
-    assert "not available yet" in str(_refused(format=name))
-
-
 def test_json_needs_a_schema_and_others_have_none() -> None:
     assert _refused(format="json").code == "KAFKA_SCHEMA_MISSING"
     assert _refused(format="binary", schema="id BIGINT").code == "KAFKA_SCHEMA_UNUSED"
