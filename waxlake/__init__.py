@@ -19,6 +19,7 @@ from waxlake.pipeline.declare import (
     temporary_view,
 )
 from waxlake.pipeline.declare_sinks import create_sink, foreach_batch_sink
+from waxlake.pipeline.hooks import on_event_hook
 from waxlake.pipeline.ingest import ingest_database
 from waxlake.pipeline.rules import freshness, overall, references, row_count, rules_from, unique
 from waxlake.pipeline.stateful_methods import session, sliding, tumbling
@@ -59,6 +60,7 @@ __all__ = [
     "freshness",
     "ingest_database",
     "materialized_view",
+    "on_event_hook",
     "overall",
     "read",
     "read_debezium",

@@ -114,6 +114,9 @@ def run(
         list[str] | None,
         typer.Option("--reset-checkpoint", help="Let these tables forget their positions; rows stay: a,b. Repeatable."),
     ] = None,
+    refresh_failed: Annotated[
+        bool, typer.Option("--refresh-failed", help="Only what failed or was skipped in the last update.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Fill anew even where a source no longer holds what a table holds.")
     ] = False,
@@ -151,6 +154,7 @@ def run(
             reset_checkpoint=_names(reset_checkpoint),
             is_full=full_refresh_all,
             is_forced=force,
+            is_failed=refresh_failed,
         ),
         terms=_lease_terms(queue=queue, queue_timeout=queue_timeout, takeover=takeover),
         adopts=_names(adopt),

@@ -17,6 +17,7 @@ from waxlake.pipeline.definitions import (
     Action,
     DatasetDefinition,
     DatasetKind,
+    EventHook,
     Expectation,
     FlowDefinition,
     calling_line,
@@ -35,6 +36,7 @@ __all__ = [
     "check_options",
     "conf",
     "create_streaming_table",
+    "current_registry",
     "definition_from",
     "definition_of",
     "expect",
@@ -46,7 +48,6 @@ __all__ = [
     "expect_or_fail",
     "expect_or_quarantine",
     "materialized_view",
-    "current_registry",
     "function_line",
     "register_dataset",
     "register_flow",
@@ -79,11 +80,13 @@ class Registry:
         configuration: Values that ``conf`` returns.
         dialect: Dialect of the SQL text in the definitions.
         spec: The pipeline's spec.
+        event_hooks: Functions that are told of every event.
     """
 
     configuration: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "duckdb"
     spec: Spec | None = None
+    event_hooks: list[EventHook] = field(default_factory=list)
     _drafts: list[_Draft] = field(default_factory=list)
     _datasets: list[DatasetDefinition] = field(default_factory=list)
     _flows: list[FlowDefinition] = field(default_factory=list)

@@ -30,6 +30,7 @@ __all__ = [
     "DatasetKind",
     "Decode",
     "Drop",
+    "EventHook",
     "Expectation",
     "Expect",
     "FilesRead",
@@ -340,6 +341,23 @@ class SinkTarget(Protocol):
     def flush_limits(self) -> dict[str, int]:
         """Return ``max_rows`` and ``max_bytes`` of a batch, where they are not the usual ones."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventHook:
+    """A function that is told of every event of an update.
+
+    Attributes:
+        name: Its name.
+        function: Takes the event as a dict.
+        max_failures: Failures in a row after which it is not called again in that update; None for ever.
+        where: ``file:line``.
+    """
+
+    name: str
+    function: Callable[[dict[str, Any]], Any]
+    max_failures: int | None
+    where: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,7 @@ def flow() -> Dataflow:
     from waxlake.pipeline.cluster import cluster_from_arguments
     from waxlake.pipeline.events import EventLog
     from waxlake.pipeline.lease import UpdateCanceled
+    from waxlake.pipeline.notify import Notifier
     from waxlake.pipeline.prepared import prepare_run
     from waxlake.pipeline.selection import Selection
     from waxlake.pipeline.spec import load_spec
@@ -58,10 +59,13 @@ def flow() -> Dataflow:
         atexit.register(lease.close)
     log = EventLog(spec.events_location())
     atexit.register(log.close)
+    notifier = Notifier(spec)
+    if cluster.process_id == 0:
+        atexit.register(notifier.close)
     try:
         run = prepare_run(
             spec,
-            [log, *_listeners(os.environ)],
+            [log, *([notifier] if cluster.process_id == 0 else []), *_listeners(os.environ)],
             mode=os.environ.get("WAXLAKE_MODE") or None,
             workers=cluster.worker_count,
             cluster=cluster,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from waxlake.pipeline.definitions import (
     DatabaseRead,
     DatasetDefinition,
+    EventHook,
     Expectation,
     FilesRead,
     KafkaRead,
@@ -114,11 +115,13 @@ class Graph:
         spec: The pipeline's spec.
         datasets: Name to dataset.
         order: Names so that each comes after what it reads.
+        event_hooks: Functions that are told of every event of an update.
     """
 
     spec: Spec
     datasets: Mapping[str, Dataset]
     order: tuple[str, ...]
+    event_hooks: tuple[EventHook, ...] = ()
 
     def upstream(self, name: str) -> tuple[str, ...]:
         """Return the datasets that ``name`` reads, as a stream or not."""

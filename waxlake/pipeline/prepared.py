@@ -29,6 +29,7 @@ from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text
 from waxlake.pipeline.full_refresh import finish_full_refreshes
 from waxlake.pipeline.graph import Dataset, Flow
 from waxlake.pipeline.lease import Holder, UpdateLease
+from waxlake.pipeline.notify import Notifier
 from waxlake.pipeline.ownership import refuse_foreign_tables
 from waxlake.pipeline.plan import (
     Completion,
@@ -43,6 +44,7 @@ from waxlake.pipeline.plan import (
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.quality import complete_quality
 from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.retry import to_retry
 from waxlake.pipeline.samples import OffenderSampler
 from waxlake.pipeline.selection import Selection
 from waxlake.pipeline.sinks import finish_batches
@@ -132,6 +134,12 @@ class _Reporter:
         for listener in self._listeners:
             listener.on_event(event)
 
+    def attach_hooks(self, checked: CheckedGraph) -> None:
+        """Let the event hooks of the definitions hear of the update."""
+        for listener in self._listeners:
+            if isinstance(listener, Notifier):
+                listener.attach(checked.graph.event_hooks)
+
     def hold(self) -> None:
         """Keep events back until ``let_go``: whether this update begins at all is not known yet."""
         self._held = []
@@ -185,12 +193,27 @@ class PreparedRun:
         return [] if self.state.is_stopping else self.state.growth
 
     @property
+    def to_retry(self) -> tuple[str, ...]:
+        """The tables that failed for a reason that may pass, and those that waited for them."""
+        if self.state.is_stopping or not any(error.is_retryable for error in self.state.failures.values()):
+            return ()
+        return to_retry(self.checked.graph, self.state.failures, self.state.skipped)
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self.plan.sources
 
-    def finish(self) -> UpdateResult:
+    @property
+    def first_lost(self) -> WaxlakeError | None:
+        """The first failure that will not pass."""
+        return next((error for error in self.state.failures.values() if not error.is_retryable), None)
+
+    def finish(self, lost: WaxlakeError | None = None) -> UpdateResult:
         """Say how the update ended, after Bytewax returned.
+
+        Args:
+            lost: What failed for good before a retry.
 
         Raises:
             WaxlakeError: The first failure of the run; independent flows were carried to their end.
@@ -208,8 +231,8 @@ class PreparedRun:
                 code="SCHEMA_NOT_GROWN",
                 remedy="No row is lost. Please report this with the event log",
             )
-        if self.state.failures:
-            error = next(iter(self.state.failures.values()))
+        if self.state.failures or lost is not None:
+            error = lost or next(iter(self.state.failures.values()))
             self.fail(error)
             with contextlib.suppress(WaxlakeError):  # what stopped the run is the error to be told
                 self.confirm()
@@ -341,6 +364,7 @@ def prepare_run(
     def plan_here() -> RunPlan:
         here = check_here()
         if before is None:
+            report.attach_hooks(here)
             report.hold()
             _report_creation(report, here, mode, cause)
         _begin(report, lease)

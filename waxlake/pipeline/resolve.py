@@ -136,6 +136,7 @@ class _Resolver:
     def __init__(self, spec: Spec, registry: Registry) -> None:
         self._spec = spec
         self._extra_flows = registry.flows()
+        self._event_hooks = tuple(registry.event_hooks)
         self._definitions = self._unique(registry.datasets())
         self._relations: dict[str, Relation] = {}
         self._visiting: list[str] = []
@@ -163,7 +164,7 @@ class _Resolver:
                     quarantine=None,
                     flows=(),
                 )
-        graph = Graph(spec=self._spec, datasets=datasets, order=())
+        graph = Graph(spec=self._spec, datasets=datasets, order=(), event_hooks=self._event_hooks)
         return replace(graph, order=_topological(graph))
 
     def _unique(self, definitions: Iterable[DatasetDefinition]) -> dict[str, DatasetDefinition]:

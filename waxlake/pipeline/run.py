@@ -16,10 +16,12 @@ from waxlake.pipeline.cluster import run_processes
 from waxlake.pipeline.events import EventLog, make_event
 from waxlake.pipeline.full_refresh import finish_full_refreshes, forget_positions, refresh_in_full
 from waxlake.pipeline.lease import LeaseTerms, UpdateCanceled, UpdateLease
+from waxlake.pipeline.notify import Notifier
 from waxlake.pipeline.ownership import adopt_tables, refuse_foreign_tables
 from waxlake.pipeline.prepared import PreparedRun, UpdateResult, prepare_run, report_growth
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.retry import back_off_s, failed_tables
 from waxlake.pipeline.selection import RESET_ALLOWED, Selection
 from waxlake.pipeline.sink_refresh import refuse_refresh, sinks_that_resend
 from waxlake.pipeline.spec import Spec
@@ -79,6 +81,8 @@ def run_update(
     """
     stopping = threading.Event()
     lease = UpdateLease(spec, options.terms, stopping)
+    notifier = Notifier(spec)
+    listeners = [*listeners, notifier]
     try:
         with draining_on_signals(stopping.set):
             result = _run(spec, options, listeners, stopping, lease, check)
@@ -88,8 +92,12 @@ def run_update(
         return run_processes(spec, options, lease)
     except UpdateCanceled:
         return UpdateResult(update_id="", state="CANCELED")
+    except WaxlakeError as error:
+        notifier.failed(error)
+        raise
     finally:
         lease.close()
+        notifier.close()
 
 
 def _run(
@@ -101,6 +109,9 @@ def _run(
     check: Callable[[], CheckedGraph] | None,
 ) -> UpdateResult | None:
     """Run the update in this process; None if several processes are to do it."""
+    if options.selection.is_failed:
+        failed = failed_tables(spec, load_graph(spec))
+        options = replace(options, selection=Selection(refresh=failed))
     selection = options.selection
     if options.adopts:
         graph = load_graph(spec)
@@ -165,7 +176,8 @@ def _update(
     written when the next one looks there for what it has to complete.
     """
     run: PreparedRun | None = None
-    overtaken, grown = 0, ""
+    overtaken, grown, attempt = 0, "", 0
+    selection, lost = options.selection, None
     while True:
         log = EventLog(spec.events_location())
         try:
@@ -177,7 +189,7 @@ def _update(
                 stopping=stopping,
                 claims=overtaken > 0,
                 checked=check() if check is not None else None,
-                refresh=options.selection,
+                refresh=selection,
                 before=run,
                 lease=lease,
             )
@@ -190,11 +202,27 @@ def _update(
             elif run.was_overtaken and overtaken + 1 < _PLANS:
                 overtaken += 1
                 _report_reset(run, "an older run moved the tables meanwhile")
+            elif check is None and attempt < spec.retries and run.to_retry:
+                lost = lost or run.first_lost
+                selection = Selection(refresh=run.to_retry)
+                _wait_for_retry(run, back_off_s(spec, attempt), stopping)
+                attempt += 1
             else:
-                return run.finish()
+                return run.finish(lost)
             run.confirm()
         finally:
             log.close()
+
+
+def _wait_for_retry(run: PreparedRun, wait_s: float, stopping: threading.Event) -> None:
+    names = ", ".join(run.to_retry)
+    run.report(
+        "update_progress",
+        f"{names} failed for a reason that may pass; trying again in {wait_s:.1f} s",
+        level="WARN",
+        details={"update_progress": {"state": "RESETTING", "cause": "RETRY_ON_FAILURE"}},
+    )
+    stopping.wait(wait_s)
 
 
 def _report_reset(run: PreparedRun, reason: str) -> None:

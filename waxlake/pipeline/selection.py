@@ -24,6 +24,7 @@ class Selection:
         full_refresh: Tables to fill anew from what their sources hold now.
         reset_checkpoint: Tables whose positions are forgotten; their rows stay.
         is_full: Fill every table anew.
+        is_failed: Bring up to date what failed or was skipped in the last update.
         is_forced: Fill anew even where a source no longer holds what the table was filled from.
     """
 
@@ -32,6 +33,7 @@ class Selection:
     reset_checkpoint: tuple[str, ...] = ()
     is_full: bool = False
     is_forced: bool = False
+    is_failed: bool = False
 
     def __post_init__(self) -> None:
         if self.is_full and (self.refresh or self.full_refresh or self.reset_checkpoint):
@@ -39,6 +41,12 @@ class Selection:
                 "--full-refresh-all goes alone",
                 code="REFRESH_OPTIONS_CONFLICT",
                 expected="either --full-refresh-all, or tables by name",
+            )
+        if self.is_failed and (self.is_full or self.names):
+            raise UsageError(
+                "--refresh-failed goes alone",
+                code="REFRESH_OPTIONS_CONFLICT",
+                expected="either --refresh-failed, or tables by name",
             )
         twice = sorted(set(self.full_refresh) & set(self.reset_checkpoint))
         if twice:

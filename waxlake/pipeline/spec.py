@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from waxlake.pipeline.guard import guard_packages
 from waxlake.pipeline.libraries import matching_files
@@ -18,7 +18,7 @@ from waxlake.stream.delta_table import TableLocation, is_remote, unusable_sign
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import Settings, StorageOptions, nearest, parse_duration, redact
 
-__all__ = ["Glob", "Library", "SampleSettings", "Spec", "load_spec"]
+__all__ = ["Glob", "Library", "Notification", "SampleSettings", "Spec", "load_spec"]
 
 _SCHEMES = ("abfs", "abfss", "adl", "az", "azure", "file", "gs", "s3", "s3a")
 _NAME = re.compile(r"[A-Za-z0-9_]{1,128}")
@@ -62,6 +62,27 @@ class SampleSettings(Settings):
     )
 
 
+class Notification(Settings):
+    """One entry of `notifications`: what is told, and to whom."""
+
+    on: Annotated[tuple[Literal["update-success", "update-failure", "flow-failure"], ...], Field(strict=False)] = Field(
+        min_length=1, description="a list of update-success, update-failure and flow-failure"
+    )
+    webhook: SecretStr | None = Field(default=None, description="a URL that takes a POST of JSON")
+    command: Annotated[tuple[SecretStr, ...], Field(strict=False)] = Field(
+        default=(), description="a list: a program and its arguments; it gets JSON on standard input"
+    )
+    timeout: Annotated[float, BeforeValidator(_time)] = Field(default=10.0, description="a time such as 10s")
+
+    @model_validator(mode="after")
+    def _check(self) -> Notification:
+        if (self.webhook is None) == (not self.command):
+            raise ValueError("one of webhook and command")
+        if self.webhook is not None and not self.webhook.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("webhook is no http or https URL")
+        return self
+
+
 class Spec(Settings):
     """A pipeline's spec. Frozen; its ``repr`` shows no secret.
 
@@ -94,6 +115,16 @@ class Spec(Settings):
         default=30.0,
         description="a time such as 30s, after which an update elsewhere that shows no sign of life counts as dead",
     )
+    retries: int = Field(
+        default=0, ge=0, le=1000, description="how often an update is tried again after a failure that may pass"
+    )
+    retry_wait: Annotated[float, BeforeValidator(_time)] = Field(
+        default=10.0, description="a time such as 10s, before the first retry; it doubles each time"
+    )
+    retry_max_wait: Annotated[float, BeforeValidator(_time)] = Field(default=300.0, description="a time such as 5m")
+    notifications: Annotated[tuple[Notification, ...], Field(strict=False)] = Field(
+        default=(), description="a list of entries such as `- {on: [update-failure], webhook: https://…}`"
+    )
     storage_options: Annotated[StorageOptions, BeforeValidator(_storage_options)] = Field(
         default_factory=StorageOptions, description="a map from option (as delta-rs names it) to text"
     )
@@ -114,7 +145,7 @@ class Spec(Settings):
         return value
 
     def __repr__(self) -> str:
-        shown = {**self.model_dump(by_alias=True, exclude={"storage_options", "libraries"})}
+        shown = {**self.model_dump(by_alias=True, exclude={"storage_options", "libraries", "notifications"})}
         shown["configuration"] = redact(self.configuration)
         return f"Spec({redact(shown)}, storage_options={self.storage_options!r})"
 
