@@ -151,7 +151,8 @@ class _Parts:
         return root.sql(dialect="duckdb")
 
     def _combined(self, node: Any, whole: Any) -> str | None:
-        if isinstance(node.this, exp.Distinct | exp.Order | exp.Having | exp.Limit) or node.args.get("expressions"):
+        more = any(value for key, value in node.args.items() if key not in ("this", "big_int"))
+        if more or isinstance(node.this, exp.Distinct | exp.Order | exp.Having | exp.Limit):
             return None
         if node.find(exp.AggFunc) is not node or isinstance(
             whole.parent, exp.Window | exp.WithinGroup | exp.IgnoreNulls

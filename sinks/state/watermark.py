@@ -31,6 +31,7 @@ class EventTime:
         idle_s: Seconds without rows after which a partition no longer holds the watermark back.
         ahead_us: How far beyond the clock a time may lie and still move the watermark, in microseconds.
         keeps_late: Whether late rows go to the quarantine table rather than nowhere.
+        holds_first_load: Whether the watermark begins only when every partition was read to its end once.
     """
 
     column: str
@@ -38,6 +39,7 @@ class EventTime:
     idle_s: float = 60.0
     ahead_us: int = 24 * 3600 * MICROS
     keeps_late: bool = False
+    holds_first_load: bool = False
 
 
 def require_time(schema: pa.Schema, column: str, *, what: str) -> None:
@@ -82,6 +84,8 @@ class _Partition:
     idle_s: float = 60.0
     has_ended: bool = False
     is_seen: bool = False
+    is_loading: bool = False
+    empty_batches: int = 0
 
 
 @dataclass(slots=True)
@@ -113,8 +117,13 @@ class Watermark:
         seen.delay_us, seen.idle_s = time.delay_us, time.idle_s
         if not seen.is_seen:
             seen.is_seen, seen.last_rows_s = True, clock_s
+            seen.is_loading = time.holds_first_load and self.value is None
         self._expected[batch.source] = max(batch.partition_count, self._expected.get(batch.source, 0))
         seen.has_ended = seen.has_ended or batch.is_end
+        # the first empty batch says where reading begins; further ones come only when there is nothing to read
+        seen.empty_batches += not batch.read and not batch.table.num_rows
+        if seen.has_ended or seen.empty_batches > 1:
+            seen.is_loading = False
         if not batch.table.num_rows:
             return
         seen.last_rows_s, seen.moved_at_s = clock_s, now_s
@@ -135,6 +144,8 @@ class Watermark:
         if len(counts) < self.sources or any(counts[s] < self._expected.get(s, 0) for s in counts):
             return self.value
         self._partitions = seen  # others belong to a source that is no longer read
+        if any(p.is_loading for p in seen.values()):
+            return self.value
         active = [p for p in seen.values() if not _is_idle(p, now_s, clock_s)]
         if active and all(p.high is not None for p in active):
             found = min(p.high - p.delay_us for p in active if p.high is not None)

@@ -138,3 +138,27 @@ def test_p81_p82_p85_windows_joins_and_keyed_state(tmp_path: Path) -> None:
     project.run("--processes", "2")
     assert project.rows("first_seen", "id") == [1, 2, 3]
     assert project.rows("running", "id", "total") == [(1, 35), (2, 12), (3, 1)]
+
+
+STATIC = """
+@wl.table
+def cities():
+    return wl.read_files("cities", format="json", schema="id BIGINT, city STRING").drop("_rescued_data")
+
+@wl.table
+def placed():
+    events = wl.read_files("inbox", format="json", schema="id BIGINT, v BIGINT").drop("_rescued_data")
+    return events.drop_duplicates(["id", "v"]).sql("SELECT id, v, city FROM stream LEFT JOIN cities USING (id)")
+"""
+
+
+def test_p83_a_table_is_joined_as_it_is_now(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.define(STATIC)
+    project.land("1.json", {"id": 1, "city": "Oslo"}, folder="cities")
+    project.land("1.json", {"id": 1, "v": 1}, {"id": 2, "v": 1})
+    project.run()
+    project.land("2.json", {"id": 2, "city": "Rome"}, folder="cities")
+    project.land("2.json", {"id": 2, "v": 1}, {"id": 2, "v": 2})
+    project.run()
+    assert project.rows("placed", "id", "v", "city") == [(1, 1, "Oslo"), (2, 1, None), (2, 2, "Rome")]

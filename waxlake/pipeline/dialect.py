@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from waxlake.pipeline.definitions import Expectation, Query, Read, Select, SqlQuery, Step, Where, WithColumns
+from waxlake.pipeline.definitions import Expectation, Query, Read, Select, SqlQuery, Stateful, Step, Where, WithColumns
 from waxlake.pipeline.stream import Branch
 from waxlake.stream.errors import DefinitionError
 
@@ -59,9 +59,21 @@ def _step(step: Step, dialect: str) -> Step:
         return replace(step, condition=_expression(step.condition, dialect, step.where))
     if isinstance(step, Select):
         return replace(step, expressions=tuple(_expression(e, dialect, step.where) for e in step.expressions))
+    if isinstance(step, Stateful):
+        return _stateful(step, dialect)
     if isinstance(step, WithColumns):
         return replace(step, columns=tuple((n, _expression(e, dialect, step.where)) for n, e in step.columns))
     return step
+
+
+def _stateful(step: Stateful, dialect: str) -> Stateful:
+    from sinks.state import Aggregate
+
+    operator = step.operator
+    if not isinstance(operator, Aggregate):
+        return step
+    pairs = tuple((name, _expression(text, dialect, step.where)) for name, text in operator.aggregates)
+    return replace(step, operator=replace(operator, aggregates=pairs))
 
 
 def _query(text: str, dialect: str, where: str) -> str:

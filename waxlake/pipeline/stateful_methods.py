@@ -41,6 +41,7 @@ class StatefulMethods:
         idle: str | float = 60,
         ahead: str | float = "1 day",
         late: str = "drop",
+        hold_first_load: bool = False,
     ) -> S:
         """Say which column is the event time of the stateful operator that follows, and how late rows may come.
 
@@ -51,6 +52,8 @@ class StatefulMethods:
             ahead: How far beyond the clock a time may lie and still move the watermark.
             late: What becomes of rows that come later, and of rows without a time: ``drop`` counts them, ``quarantine`` sends
                 them to the table's quarantine table too.
+            hold_first_load: Let the watermark begin only when every source partition was read to its end once: no row of the
+                first load is late, whatever its order, and all of its windows are held until then.
         """
         from sinks.state import EventTime
 
@@ -63,6 +66,7 @@ class StatefulMethods:
             idle_s=duration_us(idle, "with_watermark", "idle", line, may_be_zero=True) / 1e6,
             ahead_us=duration_us(ahead, "with_watermark", "ahead", line),
             keeps_late=late == "quarantine",
+            holds_first_load=bool(hold_first_load),
         )
         return self._with(WatermarkStep(time=time, where=line))
 

@@ -14,6 +14,7 @@ from waxlake.pipeline.definitions import Query, SqlQuery, TableRead, at_line
 from waxlake.pipeline.sql import STREAM
 from waxlake.pipeline.sqlfile.cursor import Cursor
 from waxlake.pipeline.sqlfile.source import is_word
+from waxlake.pipeline.sqlfile.windows import watermark_end, windowed
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.errors import UserError
 from waxlake.stream.settings import nearest
@@ -129,10 +130,16 @@ def _streaming(query: Cursor, schema: str) -> list[Branch]:
     first = found[0]
     last = _reference_end(tokens, first)
     stream = stream_of(Cursor(source, tokens[first:last]), schema)
+    begin = tokens[first].start
+    marked = watermark_end(query, tokens, last)
+    if marked is not None:
+        last = marked[0]
     alias = "" if _has_alias(tokens, last) else _last_name(stream)
-    begin, end = tokens[first].start, tokens[last - 1].end + 1
+    end = tokens[last - 1].end + 1
     text = source.text[query.offset : begin] + STREAM + alias + source.text[end : tokens[-1].end + 1]
     text = _qualified(text, schema, query)
+    if marked is not None:
+        return list(windowed(stream, text, query, *marked[1:]).branches)
     step = Query(text=text, where=query.where)
     return [Branch(branch.read, (*branch.steps, step)) for branch in stream.branches]
 
