@@ -41,6 +41,7 @@ from waxlake.pipeline.stateful_steps import split_steps, steps_statics
 from waxlake.pipeline.stream import Branch
 from waxlake.pipeline.tables import EmptyTables
 from waxlake.pipeline.transform import Outcome, Transform, mentioned
+from waxlake.pipeline.trigger import VIEW_INTERVAL_S, own_interval_s
 from waxlake.stream.changes import UNCHANGED_COLUMNS
 from waxlake.stream.delta_table import TableLocation, arrow_schema
 from waxlake.stream.engine import open_session, quote_name
@@ -279,6 +280,7 @@ def check_graph(graph: Graph) -> CheckedGraph:
             _check_streaming_view(checked, dataset)
         else:
             _check_view(checked, dataset)
+        own_interval_s(dataset)
         _check_stored(checked, dataset)
     check_cleaned_files(graph, checked.file_settings)
     return checked
@@ -504,7 +506,13 @@ def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> Ch
     return CheckedFlow(
         flow=flow,
         read=TableRead(name=f"view:{dataset.name}"),
-        connector=ViewConnector(checked, dataset.name, _stored_inputs(checked, flow), tuple(query.files.values())),
+        connector=ViewConnector(
+            checked,
+            dataset.name,
+            _stored_inputs(checked, flow),
+            tuple(query.files.values()),
+            min_interval_s=own_interval_s(dataset) or VIEW_INTERVAL_S,
+        ),
         transform=transform,
         columns=frozenset(query.schema.names),
         gates=gates,

@@ -20,6 +20,7 @@ from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from sinks.state import StatefulSink
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
+from waxlake.pipeline.graph import Dataset
 from waxlake.pipeline.plan import RunPlan, SourceGroup
 from waxlake.pipeline.quarantine import with_provenance
 from waxlake.pipeline.replaced_files import replace_column
@@ -27,6 +28,7 @@ from waxlake.pipeline.sinks import batch_options
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.stateful import stateful_flows
+from waxlake.pipeline.trigger import own_interval_s
 from waxlake.pipeline.uniqueness import UniqueRows
 from waxlake.pipeline.upkeep import first_needed_version, report_maintenance
 from waxlake.stream.batch import MicroBatch
@@ -114,6 +116,14 @@ def _interval_s(checked: CheckedGraph, plan: RunPlan) -> float:
     return 10.0 if plan.is_bounded else 1.0
 
 
+def _flush_policy(checked: CheckedGraph, dataset: Dataset, plan: RunPlan, **limits: Any) -> FlushPolicy:
+    """Return when a table is committed to: in a continuous run by its own interval, if it has one."""
+    own_s = None if plan.is_bounded else own_interval_s(dataset)
+    if own_s is not None:
+        return FlushPolicy(max_age_s=own_s, is_prompt=False, **limits)
+    return FlushPolicy(max_age_s=_interval_s(checked, plan), is_prompt=not plan.is_bounded, **limits)
+
+
 def _sink(
     checked: CheckedGraph, target: str, plan: RunPlan, state: RunState, tables: StaticTables, is_shared: bool
 ) -> DeltaSink:
@@ -141,7 +151,7 @@ def _sink(
             is_maintained=not dataset.is_shared,
         ),
         flow=target,
-        flush=FlushPolicy(max_age_s=_interval_s(checked, plan), is_prompt=not plan.is_bounded, **limits),
+        flush=_flush_policy(checked, dataset, plan, **limits),
         control=SinkControl(
             run_id=plan.update_id,
             run_number=plan.run_number,
