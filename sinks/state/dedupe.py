@@ -58,6 +58,11 @@ class Dedupe:
         """Every column name in it."""
         return self.keys
 
+    @property
+    def replaces_rows(self) -> bool:
+        """Return False: the table only grows."""
+        return False
+
     def bind(self, inputs: Sequence[Input]) -> BoundOperator:
         """Check it against its input."""
         (source,) = inputs

@@ -48,6 +48,11 @@ class Join:
         """Every column name in it."""
         return self.on
 
+    @property
+    def replaces_rows(self) -> bool:
+        """Return False: the table only grows."""
+        return False
+
     def bind(self, inputs: Sequence[Input]) -> BoundOperator:
         """Check it against its inputs."""
         if self.within_us is None:

@@ -88,6 +88,11 @@ class Operator(Protocol):
         """Every column name and SQL text in it, to find the columns that it uses."""
         ...
 
+    @property
+    def replaces_rows(self) -> bool:
+        """Whether its rows take the place of earlier ones."""
+        ...
+
     def bind(self, inputs: Sequence[Input]) -> BoundOperator:
         """Check it against its inputs.
 

@@ -71,6 +71,11 @@ class Aggregate:
         window = () if self.window is None else (self.window.column,)
         return (*self.keys, *window, *(text for _, text in self.aggregates))
 
+    @property
+    def replaces_rows(self) -> bool:
+        """Whether its rows take the place of earlier ones."""
+        return self.mode == "update"
+
     def bind(self, inputs: Sequence[Input]) -> BoundOperator:
         """Check it against its input."""
         (source,) = inputs

@@ -162,3 +162,25 @@ def test_p83_a_table_is_joined_as_it_is_now(tmp_path: Path) -> None:
     project.land("2.json", {"id": 2, "v": 1}, {"id": 2, "v": 2})
     project.run()
     assert project.rows("placed", "id", "v", "city") == [(1, 1, "Oslo"), (2, 1, None), (2, 2, "Rome")]
+
+
+REFUSED = """
+@wl.table
+def running():
+    return wl.read_files("inbox", format="json", schema="id BIGINT, v BIGINT").group_by("id").agg(total="sum(v)")
+"""
+
+
+def test_p81_what_stands_beside_a_stateful_table_is_refused_where_it_cannot_work(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.define(REFUSED + '\n@wl.table\ndef copy():\n    return wl.read_stream("running")\n')
+    project.waxlake("dry-run").refused("STREAM_OF_MERGED_TABLE", "mode='update'")
+    sink = """
+wl.create_sink("out", "delta", {"path": "elsewhere"})
+
+@wl.append_flow(target="out")
+def sent():
+    return wl.read_files("inbox", format="json", schema="id BIGINT, v BIGINT").drop_duplicates("id")
+"""
+    project.define(sink)
+    project.waxlake("dry-run").refused("NOT_AVAILABLE", "'out' is a sink")

@@ -122,6 +122,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, str):
         return _sql(value)
+    if inspect.isfunction(value) or inspect.ismethod(value):
+        return _function(value)
     if isinstance(value, Sequence | set | frozenset):
         items = [_plain(item) for item in value]
         return sorted(items, key=str) if isinstance(value, set | frozenset) else items

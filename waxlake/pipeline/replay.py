@@ -40,6 +40,7 @@ from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph, reso
 from waxlake.pipeline.lease import LeaseTerms, UpdateLease
 from waxlake.pipeline.quarantine import QUARANTINE_COLUMNS
 from waxlake.pipeline.sql import sql_refused
+from waxlake.pipeline.stateful_steps import has_operator
 from waxlake.pipeline.transform import Transform
 from waxlake.pipeline.uniqueness import UniqueRows
 from waxlake.stream.batch import MicroBatch, RuleCount
@@ -431,6 +432,9 @@ def _dataset(graph: Graph, name: str) -> Dataset:
         raise _not_possible(name, f"a {kind}: its rows are made anew from its inputs", "a streaming table")
     if dataset is None:
         raise UsageError(f"cannot replay '{name}'", code="UNKNOWN_DATASET", remedy=nearest(name, tables or ["(none)"]))
+    if any(has_operator(flow) for flow in dataset.flows):
+        expected = "a table without one: rows of its quarantine would go past the operator's state"
+        raise _not_possible(name, "a table whose flow has a stateful operator", expected)
     return dataset
 
 

@@ -31,7 +31,7 @@ from waxlake.pipeline.definitions import (
 )
 from waxlake.pipeline.dialect import translated, translated_changes, translated_rules
 from waxlake.pipeline.expectations import check_scope
-from waxlake.pipeline.stateful_steps import keeps_late
+from waxlake.pipeline.stateful_steps import keeps_late, replaces_rows
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.delta_table import unusable_sign
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
@@ -514,6 +514,14 @@ def _check_streamable(graph: Graph, flow: Flow) -> None:
                 code="STREAM_OF_MERGED_TABLE",
                 found="a table whose rows are updated and deleted",
                 remedy="Read it with wl.read or wl.sql, or stream from the changes themselves",
+            )
+        if upstream is not None and upstream.kind == "table" and any(map(replaces_rows, upstream.flows)):
+            raise DefinitionError(
+                f"flow '{flow.name}' cannot stream from '{name}': its aggregates are kept up to date",
+                where=flow.where,
+                code="STREAM_OF_MERGED_TABLE",
+                found="a table whose rows are replaced (mode='update')",
+                remedy="Read it with wl.read or wl.sql, or aggregate in windows with mode='append'",
             )
         if upstream is None and name == "query":
             raise DefinitionError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -94,6 +94,13 @@ def _plan(
             where=first.where,
             code="NOT_AVAILABLE",
             remedy="Let a table of its own hold the operator's rows, and apply the changes from that",
+        )
+    if dataset.kind == "sink":
+        raise DefinitionError(
+            f"flow '{flow.name}' cannot have a stateful operator: '{dataset.name}' is a sink",
+            where=first.where,
+            code="NOT_AVAILABLE",
+            remedy="State lies beside a table: let one hold the operator's rows, and feed the sink from that",
         )
     keys = [rule for rule in dataset.expectations if rule.scope == "key"]
     if keys:
@@ -234,7 +241,7 @@ class _Finish:
         outcome = self.transform.apply(rows, self.tables)
         if outcome.rejected is None or not outcome.rejected.num_rows:
             return outcome
-        return Outcome(outcome.table, _stamped(outcome.rejected), outcome.rules, outcome.dropped)
+        return replace(outcome, rejected=_stamped(outcome.rejected))
 
 
 def _rejected(rows: pa.Table, why: str) -> pa.Table:

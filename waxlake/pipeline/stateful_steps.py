@@ -9,7 +9,7 @@ from waxlake.pipeline.definitions import Expect, Expectation, Query, Stateful, S
 from waxlake.pipeline.graph import Flow
 from waxlake.stream.errors import DefinitionError
 
-__all__ = ["SplitSteps", "has_operator", "keeps_late", "split_steps", "steps_statics"]
+__all__ = ["SplitSteps", "has_operator", "keeps_late", "replaces_rows", "split_steps", "steps_statics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,12 @@ def steps_statics(steps: Sequence[Step], flow: Flow, rules: Sequence[Expectation
 def has_operator(flow: Flow) -> bool:
     """Return whether a flow has a stateful operator."""
     return any(isinstance(step, Stateful) for branch in flow.branches for step in branch.steps)
+
+
+def replaces_rows(flow: Flow) -> bool:
+    """Return whether the operator of a flow puts out rows that take the place of earlier ones."""
+    steps = [step for branch in flow.branches for step in branch.steps]
+    return any(isinstance(step, Stateful) and step.operator.replaces_rows for step in steps)
 
 
 def keeps_late(flow: Flow) -> bool:
