@@ -17,6 +17,7 @@ from sinks.batches import BatchSink
 from sinks.cdc import MergeSink
 from sinks.cdc.replacing import ReplacingSink
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
+from sinks.delta.refreshing import RefreshSink
 from sinks.state import StatefulSink
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
@@ -140,6 +141,8 @@ def _sink(
     limits = {} if dataset.definition.sink is None else dataset.definition.sink.flush_limits()
     if dataset.has_ledger:
         sink, options = BatchSink, batch_options(dataset, checked.schemas[target], plan, state, checked.graph.spec)
+    if dataset.kind == "materialized_view":
+        sink = RefreshSink
     return sink(
         target=DeltaTarget(
             location=dataset.location,

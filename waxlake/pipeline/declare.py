@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 import pyarrow as pa
 
@@ -220,8 +220,8 @@ def materialized_view(
 def materialized_view(name: Any = None, **options: Any) -> Any:
     """Declare a materialized view: the function returns a Batch, and the table always equals it.
 
-    It is recomputed in full when an input has changed. Arguments as for ``table``; ``refresh_policy`` is ``auto`` or
-    ``full``.
+    When an input has changed, it is refreshed for the price of what changed, where its query allows that. Arguments as for
+    ``table``; ``refresh_policy`` is ``auto`` (by cost), ``incremental`` (a query that does not allow it is refused) or ``full``.
     """
     return _dataset("materialized_view", name, options)
 
@@ -234,6 +234,8 @@ def temporary_view(name: Any = None, **options: Any) -> Any:
     """Declare a view that is not stored: whoever reads it runs its query."""
     return _dataset("temporary_view", name, options)
 
+
+REFRESH_POLICIES: Final = ("auto", "incremental", "full")
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "table": ("comment", "schema", "partition_cols", "cluster_by", "table_properties", "path"),
@@ -286,9 +288,12 @@ def check_options(kind: str, options: Mapping[str, Any], line: str) -> None:
             "CLUSTER BY AUTO is not available", where=line, code="NOT_AVAILABLE", remedy="Name the columns"
         )
     policy = options.get("refresh_policy", "auto")
-    if policy not in ("auto", "full"):
+    if policy not in REFRESH_POLICIES:
         raise DefinitionError(
-            f"refresh_policy {policy!r} is not available", where=line, code="NOT_AVAILABLE", expected="'auto' or 'full'"
+            f"refresh_policy {policy!r} is not available",
+            where=line,
+            code="NOT_AVAILABLE",
+            expected=", ".join(map(repr, REFRESH_POLICIES)),
         )
 
 
@@ -313,6 +318,7 @@ def definition_from(
         comment=options.get("comment"),
         properties=properties,
         path=options.get("path"),
+        refresh_policy=options.get("refresh_policy", "auto"),
     )
 
 

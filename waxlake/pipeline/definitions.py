@@ -398,6 +398,7 @@ class DatasetDefinition:
         path: Place of the table if not the usual one.
         is_merged: Changes are merged into it.
         sink: Where its rows go, if it is a sink; None otherwise.
+        refresh_policy: How a materialized view is refreshed: ``auto``, ``incremental`` or ``full``.
     """
 
     name: str
@@ -412,3 +413,4 @@ class DatasetDefinition:
     path: str | None = None
     is_merged: bool = False
     sink: SinkTarget | None = None
+    refresh_policy: str = "auto"

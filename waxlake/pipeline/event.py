@@ -173,6 +173,18 @@ def progress_events(
                 origin,
             )
         )
+        if "refresh" in facts:
+            events.append(
+                _commit_event(
+                    "planning_information",
+                    f"view {receipt.table}: {_refresh(facts['refresh'])}",
+                    "INFO",
+                    {**facts["refresh"], "table_version": receipt.version},
+                    f"{commit}/refresh",
+                    committed_at,
+                    origin,
+                )
+            )
         for number, lost in enumerate(facts.get("skipped") or ()):
             events.append(
                 _commit_event(
@@ -186,6 +198,16 @@ def progress_events(
                 )
             )
     return events
+
+
+def _refresh(facts: Mapping[str, Any]) -> str:
+    """Return how a view was refreshed, for people."""
+    if facts["mode"] == "FULL":
+        return f"recomputed in full, {facts['reason']}{': ' + facts['detail'] if facts['detail'] else ''}"
+    return (
+        f"refreshed incrementally ({facts['technique']}), {facts['rows_added']:,} rows came and {facts['rows_removed']:,} went "
+        f"for {facts['changed_bytes']:,} of {facts['input_bytes']:,} bytes of its inputs"
+    )
 
 
 def _extent(lost: Mapping[str, Any]) -> dict[str, int]:

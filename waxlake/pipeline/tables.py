@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from waxlake.stream.schema import no_rows
 if TYPE_CHECKING:
     from waxlake.pipeline.check import CheckedGraph
 
-__all__ = ["EmptyTables", "LatestTables"]
+__all__ = ["EmptyTables", "LatestTables", "PinnedTables"]
 
 _IN_MEMORY_BYTES = 256 << 20
 
@@ -77,6 +78,35 @@ class LatestTables:
             held.version, held.rows = held.handle.version(), _load(held.handle, location, schema)
         held.checked_at_s = now_s
         return held.rows
+
+
+class PinnedTables:
+    """Finds datasets by name, at given versions.
+
+    Args:
+        checked: The pipeline.
+        handles: Stored tables by name; views are computed over them.
+    """
+
+    def __init__(self, checked: CheckedGraph, handles: Mapping[str, DeltaTable]) -> None:
+        self._checked, self._handles = checked, handles
+        self._rows: dict[str, Any] = {}
+
+    def __call__(self, name: str) -> Any:
+        """Return an Arrow table, or a dataset where the table is large.
+
+        Raises:
+            ExternalError: The table cannot be read.
+        """
+        dataset = self._checked.graph.datasets.get(name)
+        if dataset is not None and dataset.kind == "temporary_view":
+            return self._checked.queries[name].run(self)
+        if name not in self._rows:
+            location = dataset.location if dataset is not None else self._checked.external(name)
+            assert location is not None
+            schema = None if dataset is None else self._checked.schema_of(name)
+            self._rows[name] = _load(self._handles[name], location, schema)
+        return self._rows[name]
 
 
 class EmptyTables:

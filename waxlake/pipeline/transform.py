@@ -222,6 +222,14 @@ class Transform:
             raise sql_refused(f"expectations of '{self.dataset}'", rules[0].where, exc) from exc
 
     @property
+    def stages(self) -> list[tuple[str | None, str, str]]:
+        """The compiled stages: (query, None for Python; view whose rules are judged after it, or empty; ``file:line``)."""
+        return [
+            (None, "", stage.where) if isinstance(stage, _PythonStage) else (stage.text, stage.dataset, stage.where)
+            for stage in self._stages
+        ]
+
+    @property
     def rejected_schema(self) -> pa.Schema:
         """Columns of rejected rows: those of the output, all nullable, and the names of the rules a row broke."""
         columns = [item.with_nullable(True) for item in self.output]

@@ -1,4 +1,6 @@
-"""A materialized view as a source: when an input has a new version, its query is run and the result is one batch.
+"""A materialized view as a source: when an input has a new version, one batch brings the view's table to it.
+
+The batch is what changed (``incremental``) or, where that cannot be told, all rows of the query.
 
 The position is one plus the sum of the input versions plus one each: it grows with every new version of any input. The identity
 holds the inputs' table ids and the query's fingerprint, so a changed query or a recreated input is a new source, which
@@ -15,16 +17,21 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from waxlake.pipeline.tables import LatestTables
-from waxlake.stream.batch import MicroBatch
+from waxlake.pipeline.incremental.reasons import NotIncremental
+from waxlake.pipeline.tables import PinnedTables
+from waxlake.stream.batch import MicroBatch, Refresh
 from waxlake.stream.clock import Clock
+from waxlake.stream.delta_table import stored_position
 from waxlake.stream.position import app_id, identity_version
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, spread
 
 if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
     from waxlake.pipeline.check import CheckedGraph
     from waxlake.pipeline.file_rows import FileRows
+    from waxlake.pipeline.incremental.refresh import Refresher
 
 __all__ = ["ViewConnector"]
 
@@ -73,7 +80,7 @@ class ViewConnector:
     def inspect(self) -> SourceState:
         """Return the inputs' versions as one position."""
         versions, ids = self.versions()
-        fingerprint = self.checked.queries[self.view].fingerprint
+        fingerprint = self.refresher.baseline.query
         identity = f"view:{identity_version('/'.join([fingerprint, *ids])):x}"
         return SourceState(
             identity=identity,
@@ -113,14 +120,26 @@ class ViewConnector:
         for files, text in zip(self.files, seen, strict=True):
             files.seen = text
 
-    def versions(self) -> tuple[list[int], list[str]]:
-        """Return the latest version and the table id of each input."""
-        handles = []
+    @property
+    def refresher(self) -> Refresher:
+        """What refreshes the view."""
+        from waxlake.pipeline.incremental.refresh import Refresher
+
+        return Refresher(self.checked, self.view)
+
+    def handles(self) -> dict[str, DeltaTable]:
+        """Return each input at its latest version."""
+        found = {}
         for name in self.inputs:
             dataset = self.checked.graph.datasets.get(name)
             location = dataset.location if dataset is not None else self.checked.external(name)
             assert location is not None
-            handles.append(location.open())
+            found[name] = location.open()
+        return found
+
+    def versions(self) -> tuple[list[int], list[str]]:
+        """Return the latest version and the table id of each input."""
+        handles = self.handles().values()
         return [h.version() for h in handles], [str(h.metadata().id) for h in handles]
 
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
@@ -138,7 +157,7 @@ def _position(versions: Sequence[int]) -> int:
 
 
 class _ViewReader:
-    """Runs the query when the inputs have moved."""
+    """Refreshes the view when its inputs have moved."""
 
     def __init__(self, connector: ViewConnector, plan: SourcePlan) -> None:
         self._connector, self._plan = connector, plan
@@ -147,6 +166,7 @@ class _ViewReader:
         self._is_done = False
         self._clock = Clock()
         self._refreshed_at_s: float | None = None
+        self._refresher = connector.refresher
 
     @property
     def is_done(self) -> bool:
@@ -161,19 +181,22 @@ class _ViewReader:
         """There is nothing to free."""
 
     def read(self) -> Sequence[MicroBatch]:
-        """Return the view's rows as one batch if its inputs have moved."""
+        """Return what brings the view to its inputs as one batch, if they have moved."""
         now_s = self._clock.now_s()
         if self._refreshed_at_s is not None and now_s - self._refreshed_at_s < self._connector.min_interval_s:
             return []
         self._refreshed_at_s = now_s
-        versions, _ = self._connector.versions()
-        end = self._connector.position(versions, self._position)
-        self._is_done = self._is_bounded
+        handles = self._connector.handles()
+        end = self._connector.position([h.version() for h in handles.values()], self._position)
         if end <= self._position:
+            self._is_done = self._is_bounded
             return []
-        checked = self._connector.checked
-        tables = LatestTables(checked, max_age_s=3600.0)
-        rows = checked.queries[self._connector.view].run(tables)
+        target = self._target()
+        if not self._is_committed(target):  # what comes next is worked out from what the table holds
+            self._refreshed_at_s = None
+            return []
+        self._is_done = self._is_bounded
+        rows, refresh = self._refreshed(target, handles)
         start, self._position = self._position, end
         return [
             MicroBatch(
@@ -183,5 +206,35 @@ class _ViewReader:
                 start=start,
                 end=end,
                 read=rows.num_rows,
+                refresh=refresh,
             )
         ]
+
+    def _target(self) -> DeltaTable:
+        location = self._connector.checked.graph.datasets[self._connector.view].location
+        assert location is not None
+        return location.open()
+
+    def _stored(self, target: DeltaTable) -> int | None:
+        flow = self._connector.checked.graph.datasets[self._connector.view].flows[0].name
+        return stored_position(target, app_id(flow, self._plan.identity, _PARTITION))
+
+    def _is_committed(self, target: DeltaTable) -> bool:
+        """Return whether the table holds the last refresh."""
+        return (self._stored(target) or 0) >= self._position
+
+    def _refreshed(self, target: DeltaTable, handles: Mapping[str, DeltaTable]) -> tuple[pa.Table, Refresh]:
+        """Return the rows of the refresh, and what they do to those that the table holds."""
+        refresher = self._refresher
+        versions = refresher.baseline.versions(handles)
+        decision = refresher.decide(target, handles, is_reset=self._stored(target) is None)
+        if decision.is_incremental:
+            try:
+                outcome = refresher.refresh(target, handles, decision)
+                return outcome.rows, outcome.refresh(versions, decision.facts())
+            except NotIncremental as reason:
+                decision = decision.refused(reason)
+        checked = self._connector.checked
+        rows = checked.queries[self._connector.view].run(PinnedTables(checked, handles))
+        facts = {**decision.facts(), "technique": "COMPLETE_RECOMPUTE", "rows_added": rows.num_rows}
+        return rows, Refresh(drops=None, versions=versions, facts=facts)

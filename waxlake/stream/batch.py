@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
-__all__ = ["Backlog", "BatchInfo", "MicroBatch", "RuleCount", "SourceSpan"]
+__all__ = ["DROP_FILE", "DROP_ROW", "Backlog", "BatchInfo", "MicroBatch", "Refresh", "RuleCount", "SourceSpan"]
+
+DROP_FILE: Final = "__file"
+DROP_ROW: Final = "__row"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,22 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refresh:
+    """What the rows of a refreshed view do to those that its table holds.
+
+    Attributes:
+        drops: Places of stored rows that leave: ``DROP_FILE``, path of a data file as the log writes it, and ``DROP_ROW``,
+            from 0; None if all stored rows leave.
+        versions: App ids to be stored with the rows.
+        facts: How the refresh was made, for the commit's metadata.
+    """
+
+    drops: pa.Table | None
+    versions: Mapping[str, int]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """An Arrow table plus its provenance.
 
@@ -79,6 +98,7 @@ class MicroBatch:
         released: Quarantine files whose rows are all in ``table`` or ``rejected`` again (a replay): they leave the quarantine.
         facts: Further values for the commit's metadata.
         notes: Further values to be stored beside ``end``, in the same commit.
+        refresh: What it does to the stored rows of a materialized view; None for other tables.
     """
 
     table: pa.Table
@@ -105,6 +125,7 @@ class MicroBatch:
     released: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    refresh: Refresh | None = None
 
     def with_rows(self, table: pa.Table, **changes: Any) -> MicroBatch:
         """Return a batch of the same provenance with other rows."""
