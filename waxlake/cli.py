@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from waxlake.pipeline.copy_into import CopyOptions
     from waxlake.pipeline.events import Event
     from waxlake.pipeline.graph import Dataset, Graph
+    from waxlake.pipeline.incremental.explain import ViewPlan
     from waxlake.pipeline.lease import LeaseTerms
     from waxlake.pipeline.progress import Listener
     from waxlake.pipeline.spec import Spec
@@ -320,7 +321,11 @@ def sql(
 ) -> None:
     """Run a query over the pipeline's tables, or COPY INTO a table that no flow writes."""
     from waxlake.pipeline.copy_into import parse_copy
+    from waxlake.pipeline.incremental.explain import explain_create, is_explain_create
 
+    if is_explain_create(query):
+        _echo_plan(explain_create(_load_spec(spec, param), query), is_json=json)
+        return
     statement = parse_copy(query)
     if statement is not None:
         _copy(_load_spec(spec, param), *statement)
@@ -328,6 +333,27 @@ def sql(
     from waxlake.pipeline.lake import run_sql
 
     _echo_rows(run_sql(_load_graph(spec, param), query), is_json=json)
+
+
+@app.command()
+def explain(
+    view: Annotated[str, typer.Argument(help="A materialized view.")],
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say how a view will be refreshed: for the price of what changed, or in full, and why."""
+    from waxlake.pipeline.check import check_graph
+    from waxlake.pipeline.incremental.explain import explain_view
+
+    _echo_plan(explain_view(check_graph(_load_graph(spec, param)), view), is_json=json)
+
+
+def _echo_plan(plan: ViewPlan, *, is_json: bool) -> None:
+    from waxlake.pipeline.rows import json_line
+
+    for line in [json_line(plan.to_dict())] if is_json else plan.lines():
+        typer.echo(line)
 
 
 @app.command("files-state")

@@ -66,10 +66,14 @@ class ViewLab:
     def reset(self, a: pa.Table, b: pa.Table) -> CheckedGraph:
         """Start with other inputs and empty views."""
         for name, rows in (("a", a), ("b", b)):
-            shutil.rmtree(self.path(name), ignore_errors=True)
-            write_deltalake(self.path(name), rows)
+            self.reset_input(name, rows)
         shutil.rmtree(self.folder / "lake", ignore_errors=True)
         return self.define()
+
+    def reset_input(self, name: str, rows: pa.Table) -> None:
+        """Drop an input and create it anew."""
+        shutil.rmtree(self.path(name), ignore_errors=True)
+        write_deltalake(self.path(name), rows)
 
     def path(self, name: str) -> str:
         """Return where an input lies."""

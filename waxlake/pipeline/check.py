@@ -466,7 +466,7 @@ def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
     if dataset.kind == "materialized_view":
         checked.flows.append(_view_flow(checked, dataset, query))
         _check_layout(dataset, query.schema)
-        if dataset.definition.refresh_policy == "incremental":
+        if dataset.definition.refresh_policy.startswith("incremental"):
             from waxlake.pipeline.incremental.refresh import require_incremental
 
             require_incremental(checked, dataset)

@@ -221,7 +221,8 @@ def materialized_view(name: Any = None, **options: Any) -> Any:
     """Declare a materialized view: the function returns a Batch, and the table always equals it.
 
     When an input has changed, it is refreshed for the price of what changed, where its query allows that. Arguments as for
-    ``table``; ``refresh_policy`` is ``auto`` (by cost), ``incremental`` (a query that does not allow it is refused) or ``full``.
+    ``table``; ``refresh_policy`` is ``auto`` (by cost), ``incremental`` (a query that does not allow it is refused),
+    ``incremental_strict`` (so is a refresh that would have to be a full one) or ``full``.
     """
     return _dataset("materialized_view", name, options)
 
@@ -235,7 +236,7 @@ def temporary_view(name: Any = None, **options: Any) -> Any:
     return _dataset("temporary_view", name, options)
 
 
-REFRESH_POLICIES: Final = ("auto", "incremental", "full")
+REFRESH_POLICIES: Final = ("auto", "incremental", "incremental_strict", "full")
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "table": ("comment", "schema", "partition_cols", "cluster_by", "table_properties", "path"),

@@ -398,7 +398,8 @@ class DatasetDefinition:
         path: Place of the table if not the usual one.
         is_merged: Changes are merged into it.
         sink: Where its rows go, if it is a sink; None otherwise.
-        refresh_policy: How a materialized view is refreshed: ``auto``, ``incremental`` or ``full``.
+        refresh_policy: How a materialized view is refreshed: ``auto``, ``incremental``, ``incremental_strict`` or
+            ``full``.
     """
 
     name: str

@@ -151,7 +151,7 @@ def _table_status(table: StoredTable, commits: Sequence[Commit], quarantine: Sto
     if table.is_ledger:
         status.batches, status.pending = batch_counts(table.location)
     status.quarantined = (table_facts(quarantine).rows or 0) if quarantine is not None else 0
-    counted = commits[:1] if table.kind == "materialized_view" else commits  # each commit of a view replaces it
+    counted = _since_full(commits) if table.kind == "materialized_view" else commits
     status.commits = len(counted)
     rules: dict[tuple[str, str], RuleStatus] = {}
     for commit in counted:
@@ -165,6 +165,14 @@ def _table_status(table: StoredTable, commits: Sequence[Commit], quarantine: Sto
     status.rules = list(rules.values())
     status.positions = _positions(commits)
     return status
+
+
+def _since_full(commits: Sequence[Commit]) -> Sequence[Commit]:
+    """Return the commits of a view up to the newest that replaced its whole content; newest first, like what is given."""
+    for number, commit in enumerate(commits, 1):
+        if any((facts.get("refresh") or {}).get("mode") != "INCREMENTAL" for facts in commit.flows.values()):
+            return commits[:number]
+    return commits
 
 
 def _positions(commits: Sequence[Commit]) -> list[PositionStatus]:

@@ -80,14 +80,21 @@ class ViewConnector:
     def inspect(self) -> SourceState:
         """Return the inputs' versions as one position."""
         versions, ids = self.versions()
-        fingerprint = self.refresher.baseline.query
-        identity = f"view:{identity_version('/'.join([fingerprint, *ids])):x}"
+        identity = self._identity(ids)
         return SourceState(
             identity=identity,
             name="",
             partitions={_PARTITION: SourceRange(low=0, high=self.position(versions, self._stored(identity)))},
             begin={_PARTITION: 0},
         )
+
+    def _identity(self, ids: Sequence[str]) -> str:
+        return f"view:{identity_version('/'.join([self.refresher.baseline.query, *ids])):x}"
+
+    def stored(self, target: DeltaTable) -> int | None:
+        """Return the position that the view's table holds; None if it holds none of this query over these inputs."""
+        flow = self.checked.graph.datasets[self.view].flows[0].name
+        return stored_position(target, app_id(flow, self._identity(self.versions()[1]), _PARTITION))
 
     def _stored(self, identity: str) -> int:
         """Return the position that the view's table holds, where it counts; else 0."""
@@ -215,25 +222,22 @@ class _ViewReader:
         assert location is not None
         return location.open()
 
-    def _stored(self, target: DeltaTable) -> int | None:
-        flow = self._connector.checked.graph.datasets[self._connector.view].flows[0].name
-        return stored_position(target, app_id(flow, self._plan.identity, _PARTITION))
-
     def _is_committed(self, target: DeltaTable) -> bool:
         """Return whether the table holds the last refresh."""
-        return (self._stored(target) or 0) >= self._position
+        return (self._connector.stored(target) or 0) >= self._position
 
     def _refreshed(self, target: DeltaTable, handles: Mapping[str, DeltaTable]) -> tuple[pa.Table, Refresh]:
         """Return the rows of the refresh, and what they do to those that the table holds."""
         refresher = self._refresher
         versions = refresher.baseline.versions(handles)
-        decision = refresher.decide(target, handles, is_reset=self._stored(target) is None)
+        decision = refresher.decide(target, handles, is_reset=self._connector.stored(target) is None)
         if decision.is_incremental:
             try:
                 outcome = refresher.refresh(target, handles, decision)
                 return outcome.rows, outcome.refresh(versions, decision.facts())
             except NotIncremental as reason:
                 decision = decision.refused(reason)
+        refresher.require_allowed(decision)
         checked = self._connector.checked
         rows = checked.queries[self._connector.view].run(PinnedTables(checked, handles))
         facts = {**decision.facts(), "technique": "COMPLETE_RECOMPUTE", "rows_added": rows.num_rows}

@@ -21,7 +21,7 @@ from waxlake.pipeline.incremental.baseline import Baseline, view_fingerprint
 from waxlake.pipeline.incremental.changes import InputChange, look_for_changes
 from waxlake.pipeline.incremental.delta import WEIGHT, Change, Deltas
 from waxlake.pipeline.incremental.merging import merged_groups
-from waxlake.pipeline.incremental.reasons import NotIncremental
+from waxlake.pipeline.incremental.reasons import REASONS, NotIncremental
 from waxlake.pipeline.incremental.target import StoredRows, differences
 from waxlake.pipeline.sql import run_query
 from waxlake.stream.batch import DROP_FILE, DROP_ROW, Refresh
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Decision", "Refresher", "require_incremental"]
 
 _IN_MEMORY_BYTES = 32 << 20
+_ALLOWED_IN_FULL = frozenset(("FIRST_RUN", "FULL_REFRESH", "QUERY_CHANGED", "OUTPUT_SCHEMA_CHANGED"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +163,22 @@ class Refresher:
             raise NotIncremental("INCREMENTAL_FAILED", str(error).splitlines()[0][:200]) from error
         finally:
             session.close()
+
+    def require_allowed(self, decision: Decision) -> None:
+        """Stop a full refresh that the view's policy forbids; its first one, and one that was asked for, are not.
+
+        Raises:
+            UserError: ``REFRESH_NOT_INCREMENTAL``. Not retryable.
+        """
+        if self.policy != "incremental_strict" or decision.reason in _ALLOWED_IN_FULL:
+            return
+        raise UserError(
+            f"materialized view '{self.view}' would have to be recomputed in full",
+            code="REFRESH_NOT_INCREMENTAL",
+            found=f"{decision.reason}: {decision.detail or REASONS[decision.reason or '']}",
+            expected="an incremental refresh, as its policy asks",
+            remedy=f"Run waxlake run --full-refresh {self.view}, or use refresh_policy='incremental'",
+        )
 
     def drops_rows(self) -> bool:
         """Return whether rules keep rows of the query out of the table."""

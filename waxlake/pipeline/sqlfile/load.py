@@ -301,7 +301,8 @@ def _clauses(statement: Cursor) -> dict[str, Any]:
         elif statement.accept("LOCATION"):
             options["path"] = statement.text()
         elif statement.accept("REFRESH", "POLICY"):
-            options["refresh_policy"] = statement.name("AUTO, FULL or INCREMENTAL").lower()
+            policy = statement.name("AUTO, FULL, INCREMENTAL or INCREMENTAL STRICT").lower()
+            options["refresh_policy"] = f"{policy}_strict" if statement.accept("STRICT") else policy
         elif not statement.accept("USING", "DELTA"):
             raise statement.wrong(_CLAUSES)
     return options
