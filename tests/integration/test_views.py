@@ -230,7 +230,8 @@ def test_p05_views_over_views_merged_tables_and_the_changes_of_a_view(tmp_path: 
     assert {row["country"]: row["cents"] for row in result.rows("revenue")} == dict(wanted)
     assert counted(result["ranked"]) == Counter({("True", "3"): 1})
     planned = {
-        event.dataset: event.details["planning_information"] for event in result.events_of("planning_information")
+        event.dataset: event.details["planning_information"]["refresh"]
+        for event in result.events_of("planning_information")
     }
     assert {name: facts["mode"] for name, facts in planned.items()} == {
         "revenue": "INCREMENTAL",

@@ -179,7 +179,7 @@ def progress_events(
                     "planning_information",
                     f"view {receipt.table}: {_refresh(facts['refresh'])}",
                     "INFO",
-                    {**facts["refresh"], "table_version": receipt.version},
+                    {"refresh": facts["refresh"], "table_version": receipt.version},
                     f"{commit}/refresh",
                     committed_at,
                     origin,

@@ -69,8 +69,8 @@ class Refresh:
     """How a view would be refreshed.
 
     Attributes:
-        mode: ``FULL`` or ``NO_OP``.
-        code: ``FIRST_RUN``, ``QUERY_CHANGED``, ``FULL_ONLY`` (views are recomputed in full), ``INPUTS_UNCHANGED``, or
+        mode: ``FULL``, ``INCREMENTAL`` or ``NO_OP``.
+        code: How an incremental one works, or why it is a full one (``incremental.reasons``); ``INPUTS_UNCHANGED``, or
             ``INPUT_MISSING`` (an input is filled for the first time in the same update).
         reason: For people.
     """
@@ -241,11 +241,22 @@ def _refresh(
     behind = [p for p, held in state.partitions.items() if _view_position(handle, flow, state.identity, p) < held.high]
     is_fed = any(_exists(checked, name) and name in checked.graph.datasets for name in connector.inputs)
     if behind:
-        return Refresh(
-            mode="FULL", code="FULL_ONLY", reason="its inputs have new versions, and views are recomputed in full"
-        )
+        return _decided(checked, dataset)
     reason = "its inputs have no new version" + (", unless this update gives them one" if is_fed else "")
     return Refresh(mode="NO_OP", code="INPUTS_UNCHANGED", reason=reason)
+
+
+def _decided(checked: CheckedGraph, dataset: Dataset) -> Refresh:
+    """Return how a view whose inputs have new versions would be refreshed."""
+    from waxlake.pipeline.incremental.explain import explain_view
+    from waxlake.pipeline.incremental.reasons import REASONS
+
+    view = explain_view(checked, dataset.name)
+    changed = f"{view.next['changed_bytes']:,} of {view.next['input_bytes']:,} bytes of its inputs changed"
+    if view.next["mode"] != "FULL":
+        return Refresh(mode="INCREMENTAL", code=view.technique or "INCREMENTAL", reason=changed)
+    code, detail = view.next["reason"], view.next["detail"]
+    return Refresh(mode="FULL", code=code, reason=REASONS[code] + (f" ({detail})" if detail else ""))
 
 
 def _exists(checked: CheckedGraph, name: str) -> bool:

@@ -24,7 +24,9 @@ def _dataset_lines(plan: DatasetPlan) -> Iterator[str]:
     rows = "" if plan.rows is None else f", {plan.rows:,} rows"
     yield f"{kind} {plan.dataset}{rows}{'' if plan.exists else ': is created'}"
     if plan.refresh is not None:
-        what = "is recomputed in full" if plan.refresh.mode == "FULL" else "stays as it is"
+        what = {"FULL": "is recomputed in full", "INCREMENTAL": "is refreshed incrementally"}.get(
+            plan.refresh.mode, "stays as it is"
+        )
         yield f"  {what}: {plan.refresh.reason} [{plan.refresh.code}]"
     for flow in plan.flows:
         yield from _flow_lines(plan, flow)

@@ -107,12 +107,18 @@ class Refresher:
         """
         if self._analysis is None:
             try:
+                self._require_row_rules()
                 self._analysis = analyse(self.checked, self.view)
             except NotIncremental as reason:
                 self._analysis = reason
         if isinstance(self._analysis, NotIncremental):
             raise self._analysis
         return self._analysis
+
+    def _require_row_rules(self) -> None:
+        for rule in self.checked.graph.datasets[self.view].expectations:
+            if rule.scope != "row":
+                raise NotIncremental("RULES_OVER_ROWS", f"'{rule.name}'")
 
     def decide(self, target: DeltaTable, inputs: Mapping[str, DeltaTable], *, is_reset: bool = False) -> Decision:
         """Decide how the view is brought from what its table holds to the inputs as they are.
