@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinks.state import Aggregate, EventTime, Input, Window
+from sinks.state import windows as window_module
 from tests.property.state_bench import Bench
 
 SCHEMA = pa.schema(
@@ -106,6 +109,14 @@ def streams(draw: st.DrawFn) -> list[list[Row]]:
             items.append((key, high + min(step, 0), value, None if value is None else value / 3, flag))
         partitions.append(items)
     return partitions
+
+
+@pytest.fixture(autouse=True, scope="module")
+def folding_early() -> Iterator[None]:
+    """Let partial rows be made one long before there are many."""
+    before, window_module._FOLD_ROWS = window_module._FOLD_ROWS, 3
+    yield
+    window_module._FOLD_ROWS = before
 
 
 @settings(max_examples=14, deadline=None)
