@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from waxlake.pipeline.definitions import Stateful, Step, WatermarkStep, calling_line
 from waxlake.stream.errors import DefinitionError
-from waxlake.stream.settings import parse_duration
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -244,6 +243,8 @@ def duration_us(value: object, method: str, argument: str, line: str, *, may_be_
     Raises:
         DefinitionError: It is none. Not retryable.
     """
+    from waxlake.stream.settings import parse_duration
+
     try:
         seconds: Any = parse_duration(value)
     except ValueError:
