@@ -65,7 +65,7 @@ class SnapshotFunction:
 
     def connector(self, ledger: Callable[[str], TableLocation]) -> FunctionSnapshots:
         """Return the connector; ``ledger`` finds a place for the snapshots."""
-        return FunctionSnapshots(ledger(f"snapshots-{self.flow}"), self.schema, self.keys, self)
+        return FunctionSnapshots(ledger(f"snapshots-{self.flow}"), self.schema, keys=self.keys, source=self)
 
     def ask(self, last: int | None) -> tuple[pa.Table, int] | None:
         """Return the rows and the version of the next snapshot; None if there is none.

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from connectors.delta.connector import _PARTITION, _SNAPSHOT_FLAG, DeltaConnector, _DeltaReader
+from connectors.delta.versions import files_of
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.changes import CHANGE_TYPE, DELETE, INSERT
 from waxlake.stream.errors import SourceMoved, TerminalError
@@ -94,7 +95,7 @@ class SnapshotReader(_DeltaReader):
             if log is None:
                 self._refuse_lost_version(position.major)
                 return []
-            adds, removes = _files(log, "add"), _files(log, "remove")
+            adds, removes = files_of(log, "add"), files_of(log, "remove")
         table = self._changes(adds, removes, position.major, self._number(position.major, log))
         self._position = RowPosition(position.major + 1).pack()
         return [
@@ -144,13 +145,5 @@ class SnapshotReader(_DeltaReader):
         return made.cast(pa.schema([*self._schema, *CHANGES]))
 
     def _rows(self, files: Sequence[Mapping[str, Any]]) -> pa.Table:
-        tables = [rows for file in files for rows in self._file_rows(file)]
+        tables = [rows for file in files for rows in self._file_rows(file, self._schema)]
         return pa.concat_tables(tables) if tables else no_rows(self._schema)
-
-
-def _files(log: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Return the files that a version added or removed, where that changed rows."""
-    found = [dict(action[kind]) for action in log if kind in action and action[kind].get("dataChange", True)]
-    for file in found:
-        file["path"] = unquote(file["path"])
-    return found

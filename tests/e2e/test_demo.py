@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
@@ -256,3 +257,11 @@ def processes_of(folder: Path) -> list[str]:
         except OSError:
             continue  # it ended meanwhile, or is another user's
     return found
+
+
+def test_the_sink_sent_each_alert_once(demo: Demo, flights: list[dict[str, str]]) -> None:
+    kinds = Counter(pq.read_table(demo.work / "alerts.parquet").column("kind").to_pylist())
+    delays = [int(row["dep_delay"]) for row in flights if row["dep_delay"] != "NA"]
+    assert kinds["late"] == sum(120 < delay <= 900 for delay in delays) > 0
+    assert kinds["early"] == sum(delay < -15 for delay in delays) > 0
+    assert demo.line("delay_alerts", "(sink)")[-1] == "batches"

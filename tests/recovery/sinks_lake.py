@@ -1,7 +1,8 @@
 """A pipeline that ends in every kind of sink, its real processes, and the check that each row went out once.
 
-One topic feeds a table and a Kafka sink with a quarantine; from the table stream a function, a Delta table elsewhere and a second
-flow of the Kafka sink. Each record is known by (partition, offset).
+One topic feeds a table and a Kafka sink with a quarantine; from the table stream a function, a Delta table elsewhere, a second
+flow of the Kafka sink, and a table of the newest rows, which another one follows by its change feed. Each record is known by
+(partition, offset).
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ def called(table, batch):
 @wl.append_flow(target="called")
 def to_called():
     return wl.read_stream("events")
+
+wl.create_streaming_table("newest")
+wl.create_auto_cdc_flow("newest", wl.read_stream("events").select("p", "o % 20 AS slot", "o"), ["p", "slot"], "o")
+
+wl.create_streaming_table("newest_copy")
+wl.create_auto_cdc_flow("newest_copy", wl.read_stream("newest", read_change_feed=True), ["p", "slot"],
+    "struct(_commit_position, _change_index)", "_change_type = 'delete'")
 """
 _SPEC = """
 name: sinks
@@ -127,7 +135,9 @@ class SinksLake(Project):
             good = self.published - self.bad
             called = {tuple(row) for call in self.calls() for row in call["rows"]}
             try:
-                copied = self._rows("elsewhere").num_rows
+                copied = (
+                    self._rows("elsewhere").num_rows if self._newest("newest") == self._newest("newest_copy") else 0
+                )
             except DeltaError:
                 copied = 0
             if copied == self.published == len(called) and sum(self.sent().values()) >= 2 * good:
@@ -167,6 +177,9 @@ class SinksLake(Project):
             f"{self.storage.uri}/{place}", storage_options=self.storage.storage_options
         ).to_pyarrow_table()
 
+    def _newest(self, table: str) -> dict[tuple[int, int], int]:
+        return {(row["p"], row["slot"]): row["o"] for row in self._rows(f"tables/default/{table}").to_pylist()}
+
     def check(self) -> None:
         """Compare what went out with what came in, record by record."""
         rows = self._rows("tables/default/events").to_pylist()
@@ -180,6 +193,11 @@ class SinksLake(Project):
         bad = Counter((row["p"], row["o"], row["n"]) for row in rejected)
         assert bad == Counter({key: 2 for key in everything if key[2] < 0})
         assert Counter((row["p"], row["o"], row["n"]) for row in self._rows("elsewhere").to_pylist()) == everything
+        newest: dict[tuple[int, int], int] = {}
+        for partition, offset, _ in everything:
+            key = (partition, offset % 20)
+            newest[key] = max(offset, newest.get(key, 0))
+        assert self._newest("newest") == self._newest("newest_copy") == newest
         self._check_calls({key[:2] for key in everything})
 
     def _check_calls(self, keys: set[tuple[int, int]]) -> None:

@@ -20,9 +20,9 @@ _MARK = "README.md"
 _README = """\
 # A folder of `waxlake demo`
 
-The next `waxlake demo` here makes it anew: copy it to keep it. `pipeline.py` holds the definitions, `waxlake.yml` the
-settings, `landing/` the files as they arrived, `database/` the tables of the database as they were at the end, `lake/` the
-tables, `logs/` what each process said.
+The next `waxlake demo` here makes it anew: copy it to keep it. `pipeline.py`, `alerts.sql` and `early.sql` hold the
+definitions, `waxlake.yml` the settings, `landing/` the files as they arrived, `database/` the tables of the database as they
+were at the end, `alerts.parquet` what was sent to the topic of alerts, `lake/` the tables, `logs/` what each process said.
 """
 
 
@@ -56,6 +56,18 @@ class DemoFolder:
         """Let the pipeline read from a database; its password is not written down."""
         text = self.spec.read_text(encoding="utf-8")
         self.spec.write_text(text.replace('database: ""', f"database: {dsn}"), encoding="utf-8")
+
+    @property
+    def alerts(self) -> Path:
+        """Where the records of the alerts' topic are kept as they were at the end, for comparison."""
+        return self.path / "alerts.parquet"
+
+    def add_definitions(self, name: str) -> None:
+        """Let a further file of the demo's definitions be part of the pipeline."""
+        shutil.copyfile(_DEFINITIONS / name, self.path / name)
+        text = self.spec.read_text(encoding="utf-8")
+        first = "  - glob: {include: pipeline.py}\n"
+        self.spec.write_text(text.replace(first, f"{first}  - glob: {{include: {name}}}\n"), encoding="utf-8")
 
     def log(self, process: str) -> Path:
         """Return the log file of a process."""
@@ -116,6 +128,8 @@ def _fill(path: Path) -> None:
     """Remove what an earlier demo left, and write what this one starts from."""
     for name in ("database", "lake", "landing", "logs"):
         shutil.rmtree(path / name, ignore_errors=True)
+    for name in ("alerts.parquet", "alerts.sql", "early.sql"):
+        (path / name).unlink(missing_ok=True)
     for name in ("landing", "logs"):
         (path / name).mkdir()
     for name in _COPIED:

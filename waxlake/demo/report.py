@@ -45,7 +45,10 @@ def report(
     console: Console, status: PipelineStatus, checks: Sequence[Check], figures: DemoFigures, folder: Path
 ) -> None:
     """Write the summary: tables, rules, the kill, throughput, checks, and where to look further."""
-    rows = [[table.name, f"{table.rows or 0:,}"] for table in status.tables]
+    rows = [[table.name, f"{table.rows or 0:,}"] for table in status.tables if table.batches is None]
+    rows += [
+        [f"{table.name} (sink)", f"{table.batches:,} batches"] for table in status.tables if table.batches is not None
+    ]
     rows += [[f"{table.name}_quarantine", f"{table.quarantined:,}"] for table in status.tables if table.quarantined]
     _table(console, ["table", "rows"], rows, right=(1,))
     rules = [

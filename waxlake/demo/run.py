@@ -18,6 +18,7 @@ from typing import NoReturn
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from waxlake.demo.alerts import ALERT_DELAY, create_alerts_topic, read_alerts
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.demo.data import FAST, FULL, FlightData, Schedule, load_data
 from waxlake.demo.database import DatabaseMissing, FlightDatabase
@@ -136,10 +137,12 @@ class _Demo:
             pipeline.kill()
             killed_at, killed_at_rows = datetime.now(timezone.utc), self._rows(_EVENTS)
             self._change(1)
+            create_alerts_topic(address)
+            self._place.add_definitions("alerts.sql")
             self._place.go_file.touch()
             self._tell(f"killed the pipeline with SIGKILL: {_EVENTS} holds {killed_at_rows:,} rows")
             pipeline = self._start_pipeline(stack, address, "--continuous")
-            self._tell("restarted it; events kept arriving meanwhile")
+            self._tell("restarted it, with a SQL file more: a sink to Kafka; events kept arriving meanwhile")
             self._change(2)
             self._watch(publisher, pipeline, until_rows=total)
             running_s = time.monotonic() - (self._first_row_s or self._started_s)
@@ -148,8 +151,10 @@ class _Demo:
             self._update(stack, address)
             self._tell("a triggered update has brought every table up to date: waxlake run")
             self._replay(stack, address)
+            self._place.add_definitions("early.sql")
             self._update(stack, address)
-            self._tell("a last update has brought them to the tables after it")
+            self._tell("a last update has brought them to the tables after it, and a flow more to the sink")
+            pq.write_table(read_alerts(address), self._place.alerts)
             self._keep_database()
         self._conclude(killed_at, killed_at_rows, running_s)
 
@@ -192,6 +197,7 @@ class _Demo:
 
     def _conclude(self, killed_at: datetime, killed_at_rows: int, running_s: float) -> None:
         self._tell("comparing every table with the data set")
+        self._spec = load_spec(self._place.spec, environ={})  # with the definitions that were added
         status, checks = verify(self._spec, self._data)
         first = next(
             commit
@@ -221,7 +227,7 @@ class _Demo:
     def _start_pipeline(self, stack: ExitStack, bootstrap_servers: str, *options: str) -> ChildProcess:
         self._runs += 1
         command = [sys.executable, "-m", "waxlake", "run", "--spec", str(self._place.spec.absolute()), *options]
-        command += ["--param", f"bootstrap_servers={bootstrap_servers}"]
+        command += ["--param", f"bootstrap_servers={bootstrap_servers}", "--param", f"alert_delay={ALERT_DELAY}"]
         return self._start(stack, command, f"pipeline-{self._runs}")
 
     def _start(self, stack: ExitStack, command: Sequence[str], name: str) -> ChildProcess:

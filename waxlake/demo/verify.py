@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from waxlake.demo.alerts import ALERT_DELAY
 from waxlake.demo.data import FlightData
 from waxlake.demo.database import ALLIANCES
 from waxlake.pipeline.spec import Spec
@@ -69,6 +70,16 @@ _EXPECTED = {
         """,
     ),
 }
+
+# What was sent to the topic of alerts, each record once: those of its first flow, and those of one that was added later.
+_ALERTS = (
+    "kind, flight_date, carrier, flight, origin, dest, dep_delay",
+    f"""
+    SELECT if(dep_delay > 0, 'late', 'early'), strftime(make_date(year, month, day), '%Y-%m-%d'), carrier, flight, origin, dest,
+           dep_delay
+    FROM flown WHERE dep_delay > {ALERT_DELAY} OR dep_delay < -15
+    """,
+)
 
 _FROM_FILES = {
     "bronze.airlines": ("* EXCLUDE (_rescued_data)", "FROM airlines"),
@@ -132,9 +143,11 @@ def check_tables(spec: Spec, data: FlightData) -> list[Check]:
         connection.execute("SET TimeZone = 'UTC'")
         _register_data(connection, data)
         expected = {**_EXPECTED, **(_FROM_DATABASE if _register_database(connection, spec) else _FROM_FILES)}
+        connection.register(_alias("delay_alerts"), pq.read_table(spec.folder / "alerts.parquet"))
         for name in expected:
             with delta_errors(f"read table '{name}'"):
                 connection.register(_alias(name), spec.table_location(name).open().to_pyarrow_table())
+        expected["delay_alerts"] = _ALERTS
         return [*_check_places(connection, data.flights), *_check_rows(connection, expected)]
 
 

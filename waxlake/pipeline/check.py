@@ -39,6 +39,7 @@ from waxlake.pipeline.sql import (
 from waxlake.pipeline.stateful import StatefulPlan, stateful_plans, with_inputs
 from waxlake.pipeline.stateful_steps import split_steps, steps_statics
 from waxlake.pipeline.stream import Branch
+from waxlake.pipeline.table_reads import table_connector
 from waxlake.pipeline.tables import EmptyTables
 from waxlake.pipeline.transform import Outcome, Transform, mentioned
 from waxlake.pipeline.trigger import VIEW_INTERVAL_S, own_interval_s
@@ -242,19 +243,7 @@ class CheckedGraph:
         if isinstance(read, DatabaseRead):
             return read.settings.connector(spec.ledger_location)
         assert isinstance(read, TableRead)
-        from connectors.delta import DeltaConnector
-
-        dataset = self.graph.datasets.get(read.name)
-        if read.snapshot_keys:
-            from connectors.delta.snapshots import DeltaSnapshots
-
-            location = self.external(read.name) if dataset is None else dataset.location
-            assert location is not None
-            return DeltaSnapshots(location, self.schema_of(read.name), read.snapshot_keys)
-        if dataset is None:
-            return DeltaConnector(self.external(read.name))
-        assert dataset.location is not None
-        return DeltaConnector(dataset.location, self.schema_of(read.name))
+        return table_connector(self, read)
 
 
 def check_graph(graph: Graph) -> CheckedGraph:

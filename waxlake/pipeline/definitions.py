@@ -189,10 +189,12 @@ class TableRead:
     Attributes:
         name: Name or URI.
         snapshot_keys: Keys of its rows if each of its versions is a snapshot to be compared with the one before.
+        settings: Where to begin, and what to do with versions that do not only append; None for the usual.
     """
 
     name: str
     snapshot_keys: tuple[str, ...] = ()
+    settings: Any = None
     where: str = field(compare=False, default="")
 
 

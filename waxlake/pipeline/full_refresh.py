@@ -253,7 +253,8 @@ class _Swap:
 
     def __init__(self, pairs: Sequence[_Pair]) -> None:
         self._by_identity = {f"delta:{pair.shadow.open().metadata().id}": pair for pair in pairs}
-        self._by_name = {f"delta:{pair.table.label}": pair for pair in pairs}
+        names = ("delta", "changes", "snapshots")
+        self._by_name = {f"{name}:{pair.table.label}": pair for pair in pairs for name in names}
         self.versions: dict[str, int] = {}
 
     def positions(self, pair: _Pair) -> dict[str, int]:

@@ -33,6 +33,7 @@ from waxlake.pipeline.dialect import translated, translated_changes, translated_
 from waxlake.pipeline.expectations import check_scope
 from waxlake.pipeline.stateful_steps import keeps_late, replaces_rows
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
+from waxlake.pipeline.table_reads import takes_changes
 from waxlake.stream.delta_table import unusable_sign
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
 from waxlake.stream.position import FENCE_APP_ID, fence_app_id
@@ -421,7 +422,7 @@ class _Resolver:
 
 def _is_same_source(one: Read, other: Read) -> bool:
     """Return whether two reads would store their positions in the same place, whatever else they differ in."""
-    if isinstance(one, KafkaRead | FilesRead):
+    if isinstance(one, KafkaRead | FilesRead | TableRead):
         return type(one) is type(other) and read_name(one) == read_name(other)
     return one == other
 
@@ -494,9 +495,9 @@ def _topological(graph: Graph) -> tuple[str, ...]:
 
 def _check_streamable(graph: Graph, flow: Flow) -> None:
     reads = [branch.read for branch in flow.branches]
-    snapshots = {read.name for read in reads if isinstance(read, TableRead) and read.snapshot_keys}
+    changing = {read.name for read in reads if isinstance(read, TableRead) and takes_changes(read)}
     for name in flow.inputs:
-        if name in snapshots:
+        if name in changing:
             continue
         upstream = graph.datasets.get(name)
         if upstream is not None and upstream.kind == "materialized_view":
@@ -505,7 +506,7 @@ def _check_streamable(graph: Graph, flow: Flow) -> None:
                 where=flow.where,
                 code="STREAM_OF_MATERIALIZED_VIEW",
                 found="a view whose rows are replaced at each refresh",
-                remedy="Read it with wl.read or wl.sql, or join it as a static table",
+                remedy="Read its changes with read_change_feed=True, or read it with wl.read or wl.sql",
             )
         if upstream is not None and upstream.kind == "table" and upstream.definition.is_merged:
             raise DefinitionError(
@@ -513,7 +514,7 @@ def _check_streamable(graph: Graph, flow: Flow) -> None:
                 where=flow.where,
                 code="STREAM_OF_MERGED_TABLE",
                 found="a table whose rows are updated and deleted",
-                remedy="Read it with wl.read or wl.sql, or stream from the changes themselves",
+                remedy="Read its changes with read_change_feed=True, or read it with wl.read or wl.sql",
             )
         if upstream is not None and upstream.kind == "table" and any(map(replaces_rows, upstream.flows)):
             raise DefinitionError(

@@ -298,9 +298,24 @@ def read_query(url: str, table: str | None = None, **options: Any) -> Stream:
     return Stream((Branch(DatabaseRead(settings=settings, where=line)),))
 
 
-def read_stream(table: str) -> Stream:
-    """Read the rows that are appended to a table of this pipeline, or to a Delta table at a URI, as a stream."""
-    return Stream((Branch(TableRead(name=table, where=calling_line())),))
+def read_stream(table: str, **options: Any) -> Stream:
+    """Read the rows that are appended to a table of this pipeline, or to a Delta table at a URI, as a stream.
+
+    Args:
+        table: Name, path or URI.
+        options: ``starting_version``, ``starting_timestamp``, ``skip_change_commits``, ``read_change_feed``, ``keys``,
+            ``ignore_dropped_columns``, ``storage_options`` (docs/delta-sources.md).
+
+    Raises:
+        DefinitionError: An unknown option, a value out of bounds. Not retryable.
+    """
+    settings = None
+    if options:
+        from connectors.delta.settings import DeltaReadSettings, read_options
+
+        with located(calling_line()):
+            settings = DeltaReadSettings.build(f"read_stream({table!r})", read_options(options))
+    return Stream((Branch(TableRead(name=table, settings=settings, where=calling_line())),))
 
 
 def read(table: str) -> Batch:

@@ -10,7 +10,7 @@ from sqlglot import Token, TokenType
 from sqlglot import expressions as exp
 
 from waxlake.pipeline import stream as api
-from waxlake.pipeline.definitions import Query, SqlQuery, TableRead, at_line
+from waxlake.pipeline.definitions import Query, SqlQuery, TableRead, at_line, located
 from waxlake.pipeline.sql import STREAM
 from waxlake.pipeline.sqlfile.cursor import Cursor
 from waxlake.pipeline.sqlfile.source import is_word
@@ -22,7 +22,7 @@ from waxlake.stream.settings import nearest
 __all__ = ["relation", "stream_of"]
 
 _READERS: Final[Mapping[str, Callable[..., Stream]]] = {
-    name: getattr(api, name) for name in api.__all__ if name.startswith("read_") and name != "read_stream"
+    name: getattr(api, name) for name in api.__all__ if name.startswith("read_")
 }
 _SET_WORDS: Final = (  # EXCEPT alone leaves columns out of a star
     ("UNION",),
@@ -59,12 +59,16 @@ def stream_of(reference: Cursor, schema: str = "") -> Stream:
     """Return the stream that ``STREAM(x)``, ``STREAM x``, ``STREAM read_…(…)`` or a bare table name stands for."""
     if reference.accept("STREAM") and reference.tokens[1].token_type is TokenType.L_PAREN:
         inner = reference.bracketed()
+        options = _read_options(reference)
         reference.finish()
-        return stream_of(inner, schema)
+        stream = stream_of(inner, schema)
+        return _with_options(stream, options, reference) if options else stream
     where, offset = reference.where, reference.offset
     name = reference.name("a table or read_kafka, read_files …")
+    options = _read_options(reference)
     if reference.is_at_end:
-        return Stream((Branch(TableRead(name=_in_schema(name, schema), where=where)),))
+        stream = Stream((Branch(TableRead(name=_in_schema(name, schema), where=where)),))
+        return _with_options(stream, options, reference) if options else stream
     arguments = reference.bracketed()
     reference.finish()
     reader = _READERS.get(name.lower())
@@ -73,6 +77,31 @@ def stream_of(reference: Cursor, schema: str = "") -> Stream:
             f"unknown source '{name}'", offset, code="SQL_UNKNOWN_SOURCE", remedy=nearest(name, _READERS)
         )
     return _called(name.lower(), reader, arguments, offset)
+
+
+def _read_options(reference: Cursor) -> dict[str, Any]:
+    """Return what ``WITH (SKIPCHANGECOMMITS, startingVersion = 5)`` after a table says; nothing if it is not there."""
+    if not reference.accept("WITH"):
+        return {}
+    options: dict[str, Any] = {}
+    for part in reference.bracketed().parts():
+        name = part.name("an option of read_stream")
+        if part.is_at_end:
+            options[name] = True
+            continue
+        part.expect("=")
+        options[name] = _constant(part.rest())
+    return options
+
+
+def _with_options(stream: Stream, options: Mapping[str, Any], reference: Cursor) -> Stream:
+    """Return the stream of a table with options, as ``read_stream`` gives it."""
+    read = stream.branches[0].read
+    if not isinstance(read, TableRead):
+        raise reference.wrong("a table before WITH: the options of a source are its arguments")
+    with at_line(read.where), located(read.where):
+        made = api.read_stream(read.name, **options)
+    return Stream((Branch(made.branches[0].read, stream.branches[0].steps),))
 
 
 def _unwrapped(query: Cursor) -> Cursor:
@@ -129,6 +158,8 @@ def _streaming(query: Cursor, schema: str) -> list[Branch]:
         )
     first = found[0]
     last = _reference_end(tokens, first)
+    if last + 1 < len(tokens) and is_word(tokens[last], "WITH") and tokens[last + 1].token_type is TokenType.L_PAREN:
+        last = _reference_end(tokens, last)
     stream = stream_of(Cursor(source, tokens[first:last]), schema)
     begin = tokens[first].start
     marked = watermark_end(query, tokens, last)
