@@ -16,6 +16,7 @@ import pyarrow as pa
 from sinks.cdc.merge import Merged, Merger
 from sinks.cdc.rules import END_AT, START_AT, BoundRules, ChangeRules, TargetShape
 from sinks.cdc.state import DEFAULT_RETENTION, STATE_APP_ID, EventState
+from sinks.delta.constraints import constraints_of
 from sinks.delta.protocol import Committer
 from sinks.delta.sink import DeltaSink, Output, TableWriter
 from waxlake.stream.batch import MicroBatch
@@ -101,6 +102,19 @@ class _MergeWriter(TableWriter):
 
     def _row_store(self) -> _Changes:
         return _Changes()
+
+    def _check(self, rows: pa.Table) -> None:
+        """Stop if the table has constraints: they are about its rows, which only the merge makes."""
+        assert self._committer is not None
+        constraints = constraints_of(self._committer.handle.metadata().configuration)
+        if constraints:
+            raise UsageError(
+                f"cannot merge into table '{self._target.location.label}'",
+                code="CONSTRAINT_INVALID",
+                found=f"the constraint {next(iter(constraints))!r}",
+                expected="none: a merge does not check them",
+                remedy="Drop it, and give the flow a rule instead",
+            )
 
     def _new_schema(self, batch: MicroBatch) -> pa.Schema:
         if self._shape is None:

@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 from deltalake.transaction import AddAction
 
 from sinks.delta.compaction import sorted_rows
+from sinks.delta.constraints import check_rows, constraints_of
 from sinks.delta.files import StoredFile
 from sinks.delta.maintenance import Maintenance, MaintenanceReport
 from sinks.delta.parquet import DataFileWriter
@@ -281,8 +282,15 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
             self._flush()
             self._read_schema(committer)
 
+    def _check(self, rows: pa.Table) -> None:
+        """Stop if rows that are to be written break a constraint of the table."""
+        assert self._committer is not None
+        constraints = constraints_of(self._committer.handle.metadata().configuration)
+        check_rows(rows, constraints, self._target.location.label)
+
     def _keep(self, batch: MicroBatch, rows: pa.Table, *, is_growth: bool) -> None:
         """Keep the rows of a batch for the next commit."""
+        self._check(rows)
         if self._target.replaces:
             if batch.end > batch.start:
                 assert self._committer is not None

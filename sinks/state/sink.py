@@ -210,6 +210,7 @@ class _StatefulWriter(TableWriter):
             with _user_errors(name):
                 rows, removed, facts[name] = self._advanced(committer, name, running)
             removes += removed
+            self._check(rows)
             self._rows.append(rows)
         failpoint("state-applied")
         for name in self._touched:

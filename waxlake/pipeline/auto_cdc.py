@@ -14,6 +14,7 @@ import pyarrow as pa
 from waxlake.pipeline.declare import register_flow
 from waxlake.pipeline.definitions import DatabaseRead, Expectation, FlowDefinition, Read, TableRead, calling_line
 from waxlake.pipeline.stream import Branch, Stream, as_schema, read_stream
+from waxlake.stream.ddl import DEFAULT, GENERATED
 from waxlake.stream.errors import DefinitionError
 
 if TYPE_CHECKING:
@@ -223,7 +224,15 @@ def flow_expectations(dataset: Dataset, flow: Flow) -> tuple[Expectation, ...]:
 
 
 def _refuse_properties(dataset: Dataset) -> None:
-    """Stop if the table has a property that a merge cannot keep to."""
+    """Stop if the table has a property, or columns, that a merge cannot keep to."""
+    for item in dataset.definition.schema or ():
+        if any(key.encode() in (item.metadata or {}) for key in (DEFAULT, GENERATED)):
+            raise DefinitionError(
+                f"column '{item.name}' of table '{dataset.name}' cannot have a default or be generated",
+                where=dataset.where,
+                code="AUTO_CDC_TABLE_PROPERTY",
+                remedy="Changes are merged into it: make the column in the stream of changes",
+            )
     for key, why in _REFUSED.items():
         if str(dataset.definition.properties.get(key, "false")).lower() == "true":
             raise DefinitionError(

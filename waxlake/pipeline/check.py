@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from waxlake.pipeline.auto_cdc import MergePlan, flow_expectations, merge_plan, target_schema
 from waxlake.pipeline.cleaned_files import check_cleaned_files
+from waxlake.pipeline.columns import check_constraints, derived_columns
 from waxlake.pipeline.definitions import (
     DatabaseRead,
     FilesRead,
@@ -270,6 +271,8 @@ def check_graph(graph: Graph) -> CheckedGraph:
         else:
             _check_view(checked, dataset)
         own_interval_s(dataset)
+        if dataset.kind in ("table", "materialized_view"):
+            check_constraints(dataset.definition, checked.schemas[name])
         _check_stored(checked, dataset)
     check_cleaned_files(graph, checked.file_settings)
     return checked
@@ -334,6 +337,7 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
         statics=statics,
         tables=EmptyTables(checked),
         schema=delta_schema(declared) if declared is not None and flow.changes is None else None,
+        derived=derived_columns(declared) if flow.changes is None else (),
     )
     with located(flow.where):
         transform.compile()
@@ -436,6 +440,7 @@ def _check_view(checked: CheckedGraph, dataset: Dataset) -> None:
             statics=steps_statics(branch.steps, flow, dataset.expectations),
             tables=empty,
             schema=delta_schema(declared) if declared is not None else None,
+            derived=derived_columns(declared),
         )
         with located(flow.where):
             transform.compile()

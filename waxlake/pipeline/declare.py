@@ -5,6 +5,7 @@ While a pipeline is being loaded, a registry listens; anywhere else a definition
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,9 +22,10 @@ from waxlake.pipeline.definitions import (
     Expectation,
     FlowDefinition,
     calling_line,
+    located,
 )
 from waxlake.pipeline.rules import Rule, limits
-from waxlake.pipeline.stream import as_schema
+from waxlake.stream.ddl import CONSTRAINTS, parse_ddl
 from waxlake.stream.errors import DefinitionError, UsageError
 from waxlake.stream.table_properties import ORDER_PROPERTY
 
@@ -309,12 +311,19 @@ def definition_from(
     properties = dict(options.get("table_properties") or {})
     if options.get("cluster_by"):
         properties[ORDER_PROPERTY] = ", ".join(_names(options["cluster_by"]))
+    schema = options.get("schema")
+    if isinstance(schema, str):
+        with located(where):
+            schema = parse_ddl(schema, is_table=True)
+    if schema is not None:
+        checks = json.loads((schema.metadata or {}).get(CONSTRAINTS.encode(), b"{}"))
+        properties |= {f"delta.constraints.{key}": text for key, text in checks.items()}
     return DatasetDefinition(
         name=name,
         kind=kind,
         function=function,
         where=where,
-        schema=as_schema(options.get("schema")),
+        schema=schema,
         partition_by=_names(options.get("partition_cols")),
         comment=options.get("comment"),
         properties=properties,

@@ -15,6 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 from sinks.batches import ledger_schema
 from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.columns import keep_declared, without_constraints
 from waxlake.pipeline.commits import refuse_restored
 from waxlake.pipeline.definitions import TableRead, located
 from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text
@@ -210,13 +211,16 @@ def _prepared(
         schema = ledger_schema()
     if not location.exists():
         definition = dataset.definition
-        return location.create(
+        handle = location.create(
             schema,
             partition_by=() if is_quarantine else definition.partition_by,
             comment=f"Rows rejected by the rules of {dataset.name}" if is_quarantine else definition.comment,
-            properties=None if is_quarantine else definition.properties,
+            properties=None if is_quarantine else without_constraints(definition.properties),
         )
-    handle = location.open()
+    else:
+        handle = location.open()
+    if not is_quarantine and not dataset.has_ledger:
+        handle = keep_declared(location, handle, dataset.definition)
     change = compare_schemas(arrow_schema(handle), schema)
     if is_quarantine and (change.added or change.grown):
         with delta_errors(f"add columns to table '{location.label}'"):

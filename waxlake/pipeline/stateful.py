@@ -11,6 +11,7 @@ from deltalake import DeltaTable
 
 from sinks.state import BoundOperator, EventTime, Input, StatefulFlow
 from sinks.state.store import read_manifest, state_app_id
+from waxlake.pipeline.columns import derived_columns
 from waxlake.pipeline.definitions import Stateful, located
 from waxlake.pipeline.expectations import FAILED_RULES
 from waxlake.pipeline.sql import StaticTables
@@ -126,6 +127,7 @@ def _plan(
         statics=steps_statics(steps[0].after, flow, dataset.expectations),
         tables=EmptyTables(checked),
         schema=delta_schema(dataset.definition.schema) if dataset.definition.schema is not None else None,
+        derived=derived_columns(dataset.definition.schema),
     )
     with located(flow.where):
         finish.compile()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 
+from waxlake.pipeline.columns import DerivedColumn
 from waxlake.pipeline.definitions import (
     Decode,
     Drop,
@@ -145,6 +146,7 @@ class Transform:
         tables: Finds a static table; must return one of no rows while compiling.
         schema: Declared columns of the target, or None.
         on_offenders: Is told of rows that break a rule.
+        derived: Columns that the steps need not make.
     """
 
     flow: str
@@ -157,6 +159,7 @@ class Transform:
     tables: StaticTables
     schema: pa.Schema | None = None
     on_offenders: OnOffenders | None = None
+    derived: tuple[DerivedColumn, ...] = ()
     output: pa.Schema = field(default_factory=lambda: pa.schema([]))
     _stages: list[_SqlStage | _PythonStage] = field(default_factory=list)
     _connections: dict[int, duckdb.DuckDBPyConnection] = field(default_factory=dict)
@@ -359,6 +362,8 @@ class _Compiler:
             else:
                 self._push(self._sql(step))
         self._show_only_visible()
+        for column in transform.derived:
+            self._derive(column)
         if transform.row_rules:
             self._push(self._with_rules(transform.row_rules))
         self._close()
@@ -431,6 +436,21 @@ class _Compiler:
             text = f"SELECT {self._star()} {self._from()}"
             self._hidden = []
             self._push(text)
+
+    def _derive(self, column: DerivedColumn) -> None:
+        """Add a column with a default, or a generated one."""
+        is_made = column.name in self._now.column_names
+        if is_made and not column.is_generated:
+            return
+        if is_made:
+            raise DefinitionError(
+                f"flow '{self._transform.flow}' makes the generated column '{column.name}'",
+                where=self._where,
+                code="GENERATED_COLUMN_MADE",
+                expected=f"no such column: it is always {column.sql}",
+                remedy="Leave it out of the query",
+            )
+        self._push(f"SELECT *, ({column.sql}) AS {quote_name(column.name)} {self._from()}")
 
     def _with_rules(self, rules: Sequence[Expectation]) -> str:
         """Return a query that adds one boolean per rule, after checking each rule by itself to name its line."""

@@ -7,6 +7,7 @@ Spark SQL, so that a schema can be copied from there.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from typing import NoReturn
@@ -16,7 +17,14 @@ import pyarrow as pa
 from waxlake.stream.errors import SchemaError
 from waxlake.stream.schema import delta_schema
 
-__all__ = ["parse_ddl", "to_ddl"]
+__all__ = ["CONSTRAINTS", "DEFAULT", "GENERATED", "parse_ddl", "to_ddl"]
+
+DEFAULT = "default"
+"""Key of a field's metadata: the SQL of its default."""
+GENERATED = "generated"
+"""Key of a field's metadata: the SQL that it always is."""
+CONSTRAINTS = "constraints"
+"""Key of a schema's metadata: its CHECK constraints, as JSON from name to condition."""
 
 _SIMPLE: dict[str, pa.DataType] = {
     "BIGINT": pa.int64(),
@@ -77,7 +85,7 @@ _NAMES = {
 }
 
 
-def parse_ddl(text: str | pa.Schema) -> pa.Schema:
+def parse_ddl(text: str | pa.Schema, *, is_table: bool = False) -> pa.Schema:
     """Read a schema from Spark-style DDL. A ``pa.Schema`` is returned unchanged.
 
     Types are case-insensitive: BIGINT, INT, SMALLINT, TINYINT, DOUBLE, FLOAT, BOOLEAN, STRING, BINARY, DATE, TIMESTAMP
@@ -85,14 +93,20 @@ def parse_ddl(text: str | pa.Schema) -> pa.Schema:
     and Spark's synonyms. A length, as in VARCHAR(20), is read and not enforced. ``NOT NULL`` also goes after an element
     or a map value; a ``COMMENT`` is kept as field metadata.
 
+    Args:
+        text: The schema.
+        is_table: It is that of a table: columns may have ``DEFAULT expr`` or ``GENERATED ALWAYS AS (expr)``, kept as metadata
+            of the field, and ``CONSTRAINT name CHECK (expr)`` may stand among them, kept as metadata of the schema.
+
     Raises:
         SchemaError: ``SCHEMA_DDL``; shows the position and the nearest type name. Not retryable.
     """
     if isinstance(text, pa.Schema):
         return text
-    parser = _Parser(text)
+    parser = _Parser(text, is_table=is_table)
     fields = parser.fields(closing=None)
-    return pa.schema(fields)
+    constraints = {CONSTRAINTS: json.dumps(parser.constraints)} if parser.constraints else None
+    return pa.schema(fields, metadata=constraints)
 
 
 def to_ddl(schema: pa.Schema) -> str:
@@ -148,8 +162,9 @@ class _Token:
 class _Parser:
     """Recursive descent over the tokens of one schema text."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, *, is_table: bool) -> None:
+        self._text, self._is_table = text, is_table
+        self.constraints: dict[str, str] = {}
         self._tokens = list(_tokens(text))
         self._next = 0
 
@@ -159,7 +174,13 @@ class _Parser:
         seen: dict[str, str] = {}
         while True:
             token = self._peek()
-            field = self._field()
+            if closing is None and self._is_table and self._constraint():
+                if self._accept(","):
+                    continue
+                if self._peek().kind == "end":
+                    return fields
+                self._fail(self._peek(), self._peek().shown, "',' or the end of the text")
+            field = self._field(is_column=closing is None)
             other = seen.setdefault(field.name.casefold(), field.name)
             if len(seen) == len(fields):
                 self._fail(
@@ -178,13 +199,79 @@ class _Parser:
             ending = "',' or the end of the text" if closing is None else f"',' or {closing!r}"
             self._fail(self._peek(), self._peek().shown, ending)
 
-    def _field(self) -> pa.Field:
+    def _field(self, *, is_column: bool) -> pa.Field:
         name = self._name()
         self._accept(":")
         kind = self._type()
-        nullable = not self._not_null()
-        comment = self._comment()
-        return pa.field(name, kind, nullable=nullable, metadata={"comment": comment} if comment is not None else None)
+        nullable, metadata = True, {}
+        while True:
+            comment = self._comment()
+            if comment is not None:
+                metadata["comment"] = comment
+            elif self._not_null():
+                nullable = False
+            elif not (is_column and self._is_table and self._derived(metadata)):
+                return pa.field(name, kind, nullable=nullable, metadata=metadata or None)
+
+    def _derived(self, metadata: dict[str, str]) -> bool:
+        """Read ``DEFAULT expr`` or ``GENERATED ALWAYS AS (expr)``; return whether one was there."""
+        if self._word("DEFAULT"):
+            metadata[DEFAULT] = self._expression(until=("NOT", "COMMENT", "GENERATED"))
+            return True
+        if not self._word("GENERATED"):
+            return False
+        for word in ("ALWAYS", "AS"):
+            if not self._word(word):
+                remedy = "Identity columns are not available" if self._peek().text.upper() == "BY" else ""
+                self._fail(self._peek(), self._peek().shown, "GENERATED ALWAYS AS (expression)", remedy)
+        if self._peek().text.upper() == "IDENTITY":
+            self._fail(
+                self._peek(), "IDENTITY", "an expression", "Identity columns are not available: delta-rs writes none"
+            )
+        metadata[GENERATED] = self._bracketed()
+        return True
+
+    def _constraint(self) -> bool:
+        """Read ``CONSTRAINT name CHECK (expr)``; return whether one was there."""
+        following = self._tokens[min(self._next + 2, len(self._tokens) - 1)]
+        if self._peek().text.upper() != "CONSTRAINT" or following.text.upper() not in (
+            "CHECK",
+            "PRIMARY",
+            "FOREIGN",
+            "UNIQUE",
+        ):
+            return False
+        self._word("CONSTRAINT")
+        name = self._name()
+        if not self._word("CHECK"):
+            remedy = "Use an expectation with wl.unique() or wl.references(): nothing enforces keys of a Delta table"
+            self._fail(self._peek(), self._peek().shown, "CHECK (condition)", remedy)
+        self.constraints[name] = self._bracketed()
+        return True
+
+    def _bracketed(self) -> str:
+        opening = self._peek()
+        text = self._expression(until=())
+        if opening.text != "(" or not text.endswith(")"):
+            self._fail(opening, opening.shown, "an expression in brackets")
+        return text[1:-1].strip()
+
+    def _expression(self, until: tuple[str, ...]) -> str:
+        """Read what comes before ``,`` or the end outside brackets, or one of the words; a first bracket alone ends with it."""
+        start, depth, end = self._peek().at, 0, self._peek().at
+        is_bracket = not until
+        while True:
+            token = self._peek()
+            if token.kind == "end" or (depth == 0 and (token.text in (",", ")") or token.text.upper() in until)):
+                break
+            depth += (token.text in "([{") - (token.text in ")]}") if len(token.text) == 1 else 0
+            end = token.at + len(token.text)
+            self._take()
+            if is_bracket and depth == 0:
+                break
+        if end == start:
+            self._fail(self._peek(), self._peek().shown, "an expression")
+        return self._text[start:end].strip()
 
     def _name(self) -> str:
         token = self._take()

@@ -6,6 +6,7 @@ themselves are DuckDB's, or Databricks' where the spec says so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,9 @@ from waxlake.pipeline.sqlfile.auto_cdc import auto_cdc_arguments, snapshot_argum
 from waxlake.pipeline.sqlfile.cursor import Cursor
 from waxlake.pipeline.sqlfile.queries import relation
 from waxlake.pipeline.sqlfile.snapshot_query import SnapshotQuery
-from waxlake.pipeline.sqlfile.source import SqlText
+from waxlake.pipeline.sqlfile.source import SqlText, is_word
 from waxlake.pipeline.stream import Relation
-from waxlake.stream.ddl import parse_ddl
+from waxlake.stream.ddl import CONSTRAINTS, parse_ddl
 from waxlake.stream.errors import SchemaError
 
 __all__ = ["load_sql_file"]
@@ -122,7 +123,11 @@ class _Reader:
                 return
         if statement.at("VIEW") or statement.at("TABLE") or statement.at("LIVE") or statement.at("PRIVATE"):
             raise statement.source.error(
-                "that is nothing a pipeline keeps up to date", offset, code="SQL_STATEMENT", expected=_STATEMENTS
+                "that is nothing a pipeline keeps up to date",
+                offset,
+                code="SQL_STATEMENT",
+                expected=_STATEMENTS,
+                remedy="There is no catalog to keep a view in: CREATE TEMPORARY VIEW is not stored, CREATE MATERIALIZED VIEW is",
             )
         raise statement.wrong("STREAMING TABLE, MATERIALIZED VIEW, TEMPORARY VIEW, FLOW or SINK")
 
@@ -134,7 +139,9 @@ class _Reader:
         rules: tuple[Expectation, ...] = ()
         if statement.at("("):
             options, rules = _columns(statement.bracketed())
-        options |= _clauses(statement)
+        clauses = _clauses(statement)
+        properties = {**options.get("table_properties", {}), **clauses.get("table_properties", {})}
+        options |= {**clauses, **({"table_properties": properties} if properties else {})}
         described: Relation | None = None
         if statement.accept("AS"):
             described = relation(statement.rest(), self._schema)
@@ -236,19 +243,26 @@ def _columns(items: Cursor) -> tuple[dict[str, Any], tuple[Expectation, ...]]:
     """Return the declared schema, as an option, and the rules of a column list."""
     columns: list[pa.Field] = []
     rules: list[Expectation] = []
+    checks: dict[str, str] = {}
     for item in items.parts():
-        if item.accept("CONSTRAINT"):
+        if item.at("CONSTRAINT") and len(item.tokens) > 2 and is_word(item.tokens[2], "EXPECT"):
+            item.expect("CONSTRAINT")
             rules.append(_rule(item))
             continue
         if item.is_at_end:
             raise item.wrong("a column or CONSTRAINT")
         try:
-            columns += parse_ddl(item.raw())
+            found = parse_ddl(item.raw(), is_table=True)
+            columns += found
+            checks |= json.loads((found.metadata or {}).get(CONSTRAINTS.encode(), b"{}"))
         except SchemaError as exc:
             raise item.source.error(
                 exc.what, item.offset, code=exc.code, found=exc.found, expected=exc.expected, remedy=exc.remedy
             ) from exc
-    return ({"schema": pa.schema(columns)} if columns else {}), tuple(rules)
+    options: dict[str, Any] = {"schema": pa.schema(columns)} if columns else {}
+    if checks:
+        options["table_properties"] = {f"delta.constraints.{name}": text for name, text in checks.items()}
+    return options, tuple(rules)
 
 
 def _rule(item: Cursor) -> Expectation:
