@@ -202,3 +202,28 @@ def test_assert_rows_tells_the_difference() -> None:
         wl.testing.assert_rows(table, [{"id": 2}, {"id": 1}, {"id": 3}])
     with pytest.raises(AssertionError, match="no column m"):
         wl.testing.assert_rows(table, [{"m": 2}])
+
+
+def test_a_sink_hands_nothing_over(tmp_path: Path) -> None:
+    file = tmp_path / "sinks.py"
+    file.write_text(
+        """
+import waxlake as wl
+
+wl.create_sink("out", "kafka", {"topic": "out", "bootstrap_servers": "nowhere:9092"}, expect_all_or_drop={"p": "n > 0"})
+
+@wl.foreach_batch_sink
+def called(table, batch):
+    raise AssertionError("called")
+
+@wl.append_flow(target="out")
+def to_kafka():
+    return wl.read_stream("s").select("n", "n::VARCHAR AS value")
+
+@wl.append_flow(target="called")
+def to_function():
+    return wl.read_stream("s")
+"""
+    )
+    result = wl.testing.run(file, {"s": [{"n": 1}, {"n": -1}]})
+    assert (result["out"]["value"].to_pylist(), result["called"]["n"].to_pylist()) == (["1"], [1, -1])

@@ -156,6 +156,8 @@ class Doubles:
 
     def _dataset(self, definition: DatasetDefinition, relation: Relation | None) -> DatasetDefinition:
         definition = replace(definition, path=None)
+        if definition.kind == "sink":  # nothing is handed over: a table holds what would have been
+            definition = replace(definition, kind="table", sink=None)
         if definition.sink is not None:  # what would be sent is a table of the result, and nothing is sent
             definition = replace(definition, kind="table", sink=None)
         if definition.name not in self._datasets:

@@ -52,8 +52,8 @@ def check_scope(definition: DatasetDefinition, rule: Expectation) -> None:
         )
     elif rule.scope == "key" and definition.kind == "sink":
         found, expected = "a rule over keys of a sink, whose rows are not here", "the table that it streams from"
-    elif rule.scope == "key" and definition.kind == "temporary_view":
-        found, expected = "a rule over keys of a view that is not stored", "the table that reads it"
+    elif rule.scope == "key" and definition.kind in ("temporary_view", "sink"):
+        found, expected = f"a rule over keys of a {definition.kind.replace('_', ' ')}", "a table: its rows are known"
     elif rule.scope == "key" and definition.is_merged:
         found, expected = "a rule over keys of a table that changes are merged into", "its keys: they are unique"
     if found:

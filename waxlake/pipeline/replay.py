@@ -428,8 +428,8 @@ def _dataset(graph: Graph, name: str) -> Dataset:
     if dataset is not None and dataset.kind == "quarantine":
         raise _not_possible(name, "a quarantine table", f"the table itself: waxlake replay {dataset.definition.name}")
     if dataset is not None and dataset.kind != "table":
-        kind = dataset.kind.replace("_", " ")
-        raise _not_possible(name, f"a {kind}: its rows are made anew from its inputs", "a streaming table")
+        why = "what it handed over is elsewhere" if dataset.kind == "sink" else "its rows are made anew from its inputs"
+        raise _not_possible(name, f"a {dataset.kind.replace('_', ' ')}: {why}", "a streaming table")
     if dataset is None:
         raise UsageError(f"cannot replay '{name}'", code="UNKNOWN_DATASET", remedy=nearest(name, tables or ["(none)"]))
     if any(has_operator(flow) for flow in dataset.flows):
