@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waxlake.pipeline.definitions import DatasetDefinition, Expectation
+from waxlake.pipeline.sql import with_static_aliases
 from waxlake.stream.batch import RuleCount
 from waxlake.stream.engine import quote_name, quote_text
 from waxlake.stream.errors import DefinitionError, ExpectationFailed, shorten
@@ -118,9 +119,8 @@ def judge_whole(
     for rule in rules:
         connection.register("stream", rows)
         try:
-            found = connection.sql(
-                f"SELECT coalesce(({rule.sql})::BOOLEAN, false) AS kept FROM stream"
-            ).to_arrow_table()
+            sql = with_static_aliases(rule.sql, rule.tables)
+            found = connection.sql(f"SELECT coalesce(({sql})::BOOLEAN, false) AS kept FROM stream").to_arrow_table()
         finally:
             connection.unregister("stream")
         is_kept = found.column("kept").to_pylist() == [True]

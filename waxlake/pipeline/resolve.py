@@ -180,7 +180,7 @@ class _Resolver:
                     found=f"another one at {taken.where}",
                     remedy="Rename one, or feed one table with wl.append_flow",
                 )
-            rules = translated_rules(definition.expectations, self._spec.dialect)
+            rules = tuple(map(_with_tables, translated_rules(definition.expectations, self._spec.dialect)))
             is_merged = any(f.changes is not None and f.target == definition.name for f in self._extra_flows)
             unique[definition.name] = replace(definition, expectations=rules, is_merged=is_merged)
         for name, definition in unique.items():
@@ -418,6 +418,17 @@ class _Resolver:
         for name in names - {"stream"}:
             self._check_known(name, where)
         return names
+
+
+def _with_tables(rule: Expectation) -> Expectation:
+    """Return a rule with the datasets that its sub-queries read."""
+    if rule.tables or "select" not in rule.sql.lower():
+        return rule
+    try:
+        found = referenced_tables(f"SELECT ({rule.sql}) FROM stream", rule.where)
+    except DefinitionError:  # compiling the rule tells what is wrong with it, by its name
+        return rule
+    return replace(rule, tables=tuple(sorted(found - {"stream"})))
 
 
 def _is_same_source(one: Read, other: Read) -> bool:
