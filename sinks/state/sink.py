@@ -242,9 +242,9 @@ class _StatefulWriter(TableWriter):
         rows = self._of_table(committer, done.table)
         removes: Sequence[StoredFile] = []
         if applied.replaced is not None and applied.replaced.num_rows:
-            removes, stay = rewritten_without(self._target.location, committer.handle, self._schema, applied.replaced)
-            for part in stay:
-                self._rows.append(part)
+            removes = rewritten_without(
+                self._target.location, committer.handle, self._schema, applied.replaced, self._rows.append
+            )
         facts = {
             "rows": rows.num_rows,
             "late": sum(t.num_rows for t in applied.late.values()),

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta, timezone
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -237,7 +238,9 @@ class StateStore:
         self.location, self.flow, self.shape = location, flow, dict(shape)
         self.number = 0
         self.meta: dict[str, Any] = {}
-        self._spill = tempfile.mkdtemp(prefix="waxlake-state-")
+        self._spill = str(
+            Path(tempfile.gettempdir()) / f"waxlake-state-{uuid.uuid4().hex}"
+        )  # made when memory is short
         self.session = duckdb.connect(config={"memory_limit": _MEMORY_LIMIT, "temp_directory": self._spill})
         self.session.execute("SET enable_external_access = false; SET TimeZone = 'UTC'")
         self.session.execute("SET preserve_insertion_order = false")

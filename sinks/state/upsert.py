@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,21 +19,22 @@ __all__ = ["rewritten_without"]
 
 
 def rewritten_without(
-    location: TableLocation, handle: DeltaTable, schema: pa.Schema, keys: pa.Table
-) -> tuple[Sequence[StoredFile], Sequence[pa.Table]]:
-    """Return the stored files that hold one of some keys, and the rows of them that stay.
+    location: TableLocation, handle: DeltaTable, schema: pa.Schema, keys: pa.Table, keep: Callable[[pa.Table], None]
+) -> Sequence[StoredFile]:
+    """Return the stored files that hold one of some keys; the rows of them that stay are handed over, a row group at a time.
 
     Args:
         location: The table.
         handle: Its snapshot.
         schema: Its columns.
         keys: Keys of rows that leave, NULLs equal to each other.
+        keep: Takes rows that stay.
     """
     names = keys.column_names
     values = [_bounds(keys.column(name)) for name in names]
     prunable = [i for i, name in enumerate(names) if keys.column(name).null_count == 0]
     reader = FileReader(location, schema)
-    removes, stay = [], []
+    removes = []
     session = open_session()
     try:
         session.register("leaving", keys)
@@ -48,11 +49,13 @@ def rewritten_without(
             if len(found) == len(held):
                 continue
             removes.append(file)
-            if len(found):
-                stay.append(reader.columns(file, schema.names).take(found.column(0)).cast(schema))
+            start, stays = 0, found.column(0).combine_chunks()
+            for rows in reader.groups(file) if len(found) else ():
+                keep(rows.filter(pc.is_in(row_numbers(len(rows), start), value_set=stays)).cast(schema))
+                start += len(rows)
     finally:
         session.close()
-    return removes, stay
+    return removes
 
 
 def _bounds(column: pa.ChunkedArray) -> pa.Array:
