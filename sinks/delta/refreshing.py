@@ -56,6 +56,7 @@ class _RefreshWriter(TableWriter):
         refresh = batch.refresh
         if refresh is not None and refresh.drops is not None:
             assert self._committer is not None
+            self._check(rows)
             schema = arrow_schema(self._committer.handle)
             self._rows.append(cast_exact(rows, schema, what=f"view '{self._target.location.label}'"))
             if batch.rejected is not None and batch.rejected.num_rows:

@@ -128,6 +128,7 @@ def test_comments_and_constraints_of_a_view_last_through_its_refreshes(tmp_path:
     file.write_text(
         "CREATE MATERIALIZED VIEW v (n BIGINT COMMENT 'how many', m BIGINT DEFAULT 7, CONSTRAINT few CHECK (n < 3)) "
         "AS SELECT count(*) AS n FROM s;"
+        "CREATE MATERIALIZED VIEW w (a BIGINT, CONSTRAINT few CHECK (a < 3)) AS SELECT a FROM s;"
     )
     pipeline = wl.testing.Pipeline(file, folder=tmp_path)
     for count in (1, 2):
@@ -137,6 +138,9 @@ def test_comments_and_constraints_of_a_view_last_through_its_refreshes(tmp_path:
     with pytest.raises(SchemaError, match="CONSTRAINT_VIOLATED"):
         pipeline.run({"s": [{"a": 1}]})
     assert handle(tmp_path, "v").to_pyarrow_table().to_pylist() == [{"n": 2, "m": 7}]
+    with pytest.raises(SchemaError, match=r"table 'w'.*CONSTRAINT_VIOLATED"):
+        pipeline.run({"s": [{"a": 5}]}, until="w")
+    assert handle(tmp_path, "w").to_pyarrow_table().to_pylist() == [{"a": 1}] * 3
 
 
 GRAPH = """

@@ -19,7 +19,7 @@ REASONS: Final = {
     "NON_DETERMINISTIC_FUNCTION": "a function whose result is another one each time",
     "PYTHON_FUNCTION": "map_batches: a Python function may do anything",
     "EXPECTATIONS_OF_VIEW": "a temporary view with expectations is read",
-    "RULES_OVER_ROWS": "a rule of the view is about all its rows, or about keys, and not about one row",
+    "RULES_OVER_ROWS": "a rule of the view is about all its rows, keys or other datasets, and not about one row alone",
     "UNSUPPORTED_OPERATOR": "a construct that is not followed, such as LIMIT or a subquery in an expression",
     "WINDOW_WITHOUT_PARTITION": "window functions that do not share a PARTITION BY expression",
     "ORDER_DEPENDENT": "something is computed from a value that depends on the order of rows, as a sum of doubles",

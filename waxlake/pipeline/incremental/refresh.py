@@ -15,6 +15,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from waxlake.pipeline.columns import derived_columns
 from waxlake.pipeline.incremental.algebra import Keyed, Scan
 from waxlake.pipeline.incremental.analysis import Analysis, analyse
 from waxlake.pipeline.incremental.baseline import Baseline, view_fingerprint
@@ -116,8 +117,11 @@ class Refresher:
         return self._analysis
 
     def _require_row_rules(self) -> None:
-        for rule in self.checked.graph.datasets[self.view].expectations:
-            if rule.scope != "row":
+        definition = self.checked.graph.datasets[self.view].definition
+        if derived_columns(definition.schema):
+            raise NotIncremental("UNSUPPORTED_OPERATOR", "a column with a default, or a generated one")
+        for rule in definition.expectations:
+            if rule.scope != "row" or rule.tables:
                 raise NotIncremental("RULES_OVER_ROWS", f"'{rule.name}'")
 
     def decide(self, target: DeltaTable, inputs: Mapping[str, DeltaTable], *, is_reset: bool = False) -> Decision:
