@@ -238,6 +238,51 @@ def dry_run(param: ParamOption = None, spec: SpecOption = None) -> None:
 
 
 @app.command()
+def rewind(
+    to: Annotated[str | None, typer.Option("--to", help="Time to go back to, as 2026-01-31T12:00:00Z.")] = None,
+    to_version: Annotated[list[str] | None, typer.Option("--to-version", help="table=version. Repeatable.")] = None,
+    tables: Annotated[list[str] | None, typer.Option("--tables", help="Only these: a,b. Repeatable.")] = None,
+    cascade: Annotated[bool, typer.Option("--cascade/--no-cascade", help="Tables that stream from them, too.")] = True,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even where a source no longer holds what is removed.")
+    ] = False,
+    param: ParamOption = None,
+    spec: SpecOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Put tables back to what they were, with their source positions and the tables that read them."""
+    from dataclasses import asdict
+
+    from waxlake.pipeline.rewind import RewindOptions, parse_time
+    from waxlake.pipeline.rewind import rewind as go_back
+    from waxlake.pipeline.rows import json_line
+
+    versions = {}
+    for name, version in _pairs("--to-version", to_version).items():
+        if not version.isdigit():
+            raise UsageError(
+                "option --to-version", code="OPTION_INVALID", found=repr(version), expected="table=version"
+            )
+        versions[name] = int(version)
+    options = RewindOptions(
+        at=parse_time(to) if to is not None else None,
+        versions=versions,
+        tables=_names(tables),
+        cascades=cascade,
+        is_dry=dry,
+        is_forced=force,
+    )
+    done = go_back(_load_graph(spec, param), options)
+    for row in done:
+        would = "would go" if dry else "went"
+        text = f"{row.table}: {would} from version {row.version} back to {row.to_version}, {row.removed:,} rows less"
+        typer.echo(json_line(asdict(row)) if json else text)
+    if not done and not json:
+        typer.echo("nothing to rewind: every table is as it was then")
+
+
+@app.command()
 def plan(param: ParamOption = None, spec: SpecOption = None, json: JsonOption = False) -> None:
     """Say what an update would do and why: positions, backlog, changed definitions, views; changes nothing."""
     from waxlake.pipeline.check import check_graph

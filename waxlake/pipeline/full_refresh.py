@@ -37,7 +37,7 @@ from waxlake.stream.errors import DefinitionError, TerminalError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import RowPosition, app_id, identity_version, once_app_id
 
-__all__ = ["finish_full_refreshes", "first_position", "forget_positions", "refresh_in_full"]
+__all__ = ["decide", "finish_full_refreshes", "first_position", "forget_positions", "refresh_in_full"]
 
 _FOLDER: Final = "refresh-"
 
@@ -89,10 +89,7 @@ def refresh_in_full(
     if update_id is None:
         return
     failpoint("refresh-filled")
-    store = _manifests(graph.spec)
-    if graph.spec.refresh_location().is_local:
-        graph.spec.refresh_location().local_path.mkdir(parents=True, exist_ok=True)
-    _write_manifest(store, key, {"update": update_id, "tables": list(names), "folder": _FOLDER + key})
+    decide(graph.spec, key, {"update": update_id, "tables": list(names), "folder": _FOLDER + key})
     failpoint("refresh-decided")
     finish_full_refreshes(graph)
 
@@ -108,7 +105,11 @@ def finish_full_refreshes(graph: Graph) -> None:
         found = store.get_file_info(pa_fs.FileSelector("", allow_not_found=True))
     for info in sorted(found, key=lambda info: str(info.path)):
         manifest = _read_manifest(store, info.path)
-        if manifest is not None:
+        if manifest is not None and "rewind" in manifest:
+            from waxlake.pipeline.rewind import finish_rewind
+
+            finish_rewind(graph, str(info.base_name).removesuffix(".json"), manifest["rewind"])
+        elif manifest is not None:
             _finish(graph, str(info.base_name).removesuffix(".json"), manifest)
         with delta_errors("end a full refresh"):
             store.delete_file(info.path)
@@ -300,6 +301,13 @@ def _delete_leftovers(graph: Graph, names: Sequence[str]) -> None:
 
 def _manifests(spec: Spec) -> pa_fs.FileSystem:
     return spec.refresh_location().filesystem()
+
+
+def decide(spec: Spec, key: str, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest that decides a full refresh or a rewind: whatever runs next finishes it."""
+    if spec.refresh_location().is_local:
+        spec.refresh_location().local_path.mkdir(parents=True, exist_ok=True)
+    _write_manifest(_manifests(spec), key, manifest)
 
 
 def _write_manifest(store: pa_fs.FileSystem, key: str, manifest: Mapping[str, Any]) -> None:

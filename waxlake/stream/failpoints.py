@@ -20,6 +20,7 @@ __all__ = [
     "MERGE_FAILPOINTS",
     "QUALITY_FAILPOINTS",
     "REFRESH_FAILPOINTS",
+    "REWIND_FAILPOINTS",
     "SCHEMA_FAILPOINTS",
     "STATE_FAILPOINTS",
     "SINK_FAILPOINTS",
@@ -113,6 +114,13 @@ MAINTENANCE_FAILPOINTS: Final = (
     "compacted",  # the commit is durable
     "log-cleaned",  # old log entries are gone, old files are not
     "vacuumed",  # both are
+)
+
+REWIND_FAILPOINTS: Final = (
+    "rewind-planned",  # it is known which versions tables go back to, nothing is decided
+    "rewind-decided",  # it is decided, no table has gone back
+    "before-rewind",  # a table is about to go back
+    "rewound",  # a table has gone back, others may not have
 )
 
 _name, _, _count = os.environ.get("WAXLAKE_FAILPOINT", "").partition(":")
