@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from sinks.batches.delivery import Delivery, Handoff, Patience
 from sinks.batches.staging import BATCH_APP_ID, StagedBatch, ledger_schema, staged_number
-from sinks.delta.protocol import Committer, Quarantine
-from sinks.delta.sink import DeltaSink, RowStore, TableWriter
+from sinks.delta.protocol import Committer
+from sinks.delta.sink import DeltaSink, Output, RowStore, TableWriter
 from sinks.delta.tally import CommitTally
 from waxlake.stream.batch import MicroBatch, SourceSpan
 from waxlake.stream.failpoints import failpoint
@@ -136,11 +136,8 @@ class _BatchWriter(TableWriter):
             return
         rows = self._rows
         assert isinstance(rows, _FlowRows)
-        quarantine = None
-        if self._rejected is not None and self._target.quarantine is not None and self._rejected.rows:
-            rejected = self._rejected.rows
-            quarantine = Quarantine(location=self._target.quarantine, adds=self._rejected.finish(), rows=rejected)
-        facts = self._tally.facts()
+        quarantine = self._side_output()
+        facts = self._facts(Output(adds=()))
         count, tables = rows.rows, rows.take(self._schema)
         batches: list[StagedBatch] = []
         versions: dict[str, int] = {}
@@ -163,6 +160,7 @@ class _BatchWriter(TableWriter):
         )
         self._moves, self._tally = {}, CommitTally()
         self._since_s = self._moved_since_s = None
+        self._flushed_at_s = self._clock.now_s()
         self._is_ending, self._endings = False, {}
         failpoint("batch-decided")
         if batches:
