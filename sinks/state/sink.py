@@ -205,7 +205,9 @@ class _StatefulWriter(TableWriter):
         assert isinstance(self._rows, _Pending)
         facts: dict[str, dict[str, Any]] = {}
         removes: list[StoredFile] = []
-        for name in self._touched:
+        # a commit that adds columns takes its rows alone; what was gathered for operators went into the one before
+        touched = list(self._touched) if self._growth is None else []
+        for name in touched:
             running = self._running[name]
             with _user_errors(name):
                 rows, removed, facts[name] = self._advanced(committer, name, running)
@@ -213,7 +215,7 @@ class _StatefulWriter(TableWriter):
             self._check(rows)
             self._rows.append(rows)
         failpoint("state-applied")
-        for name in self._touched:
+        for name in touched:
             running = self._running[name]
             app = state_app_id(name)
             if facts[name].pop("has_changed") or committer.stored(app) is None:
@@ -221,8 +223,10 @@ class _StatefulWriter(TableWriter):
                 self._moves[app] = Move(start=committer.stored(app), end=running.number)
         files, self._rows.rows, self._rows.size_bytes = self._rows.files, 0, 0
         rows_written = files.rows
-        self._touched.clear()
-        return Output(adds=files.finish(), removes=removes, facts=facts, rows=rows_written)
+        for name in touched:
+            del self._touched[name]
+        is_growth = self._growth is not None
+        return Output(adds=files.finish(), removes=removes, facts=facts, rows=None if is_growth else rows_written)
 
     def _advanced(
         self, committer: Committer, name: str, running: _Running

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import waxlake as wl
 from tests.e2e.project import Project
 
 DEDUPE = """
@@ -184,3 +185,38 @@ def sent():
 """
     project.define(sink)
     project.waxlake("dry-run").refused("NOT_AVAILABLE", "'out' is a sink")
+
+
+MIXED = """
+import waxlake as wl
+
+def read(topic):
+    return wl.read_kafka(topic, "nowhere:1", schema="k STRING, v BIGINT").drop("_rescued_data")
+
+wl.create_streaming_table("both")
+
+@wl.append_flow(target="both")
+def plain():
+    return read("a")
+
+@wl.append_flow(target="both")
+def unique():
+    return read("b").union(read("c")).drop_duplicates("k")
+"""
+
+
+def test_p84_a_flow_with_state_beside_one_without_and_a_union_before_it(tmp_path: Path) -> None:
+    (tmp_path / "definitions.py").write_text(MIXED)
+    pipeline = wl.testing.Pipeline(tmp_path / "definitions.py")
+
+    def seen(result: wl.testing.Result) -> list[tuple[str, int]]:
+        return sorted((row["k"], row["v"]) for row in result["both"].to_pylist())
+
+    first = pipeline.run(
+        {"a": [{"k": "a", "v": 1}, {"k": "a", "v": 2}], "b": [{"k": "x", "v": 3}], "c": [{"k": "y", "v": 5}]}
+    )
+    assert seen(first) == [("a", 1), ("a", 2), ("x", 3), ("y", 5)]
+    second = pipeline.run(
+        {"a": [{"k": "a", "v": 1}], "b": [{"k": "y", "v": 3}, {"k": "z", "v": 4}], "c": [{"k": "x", "v": 1}]}
+    )
+    assert seen(second) == [("a", 1), ("a", 1), ("a", 2), ("x", 3), ("y", 5), ("z", 4)]
