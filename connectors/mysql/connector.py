@@ -28,6 +28,9 @@ from waxlake.stream.standalone import Positions, StandaloneSource
 __all__ = ["MySQLConnector", "MySQLSource"]
 
 
+_OWN_TO_A_FLOW = {"tables", "exclude_columns", "backfill_new_columns"}
+
+
 class MySQLConnector:
     """Tables of a MySQL or MariaDB server, followed by its binlog after a first load.
 
@@ -75,8 +78,8 @@ class MySQLConnector:
         joined = MySQLConnector(self.settings, self._location)
         for other in others:
             assert isinstance(other, MySQLConnector)
-            theirs = other.settings.model_dump(exclude={"tables", "exclude_columns"})
-            mine = self.settings.model_dump(exclude={"tables", "exclude_columns"})
+            theirs = other.settings.model_dump(exclude=_OWN_TO_A_FLOW)
+            mine = self.settings.model_dump(exclude=_OWN_TO_A_FLOW)
             differing = sorted(name for name in mine if mine[name] != theirs[name])
             if differing:
                 raise UsageError(
@@ -87,6 +90,18 @@ class MySQLConnector:
                 )
             joined._parts.append(other.settings)
         return joined
+
+    def backfilled(self) -> frozenset[str]:
+        """Return the partitions of first loads that are read again when a target gets columns."""
+        if not (self.settings.backfill_new_columns and self.settings.initial_load):
+            return frozenset()
+        return frozenset(name + LOAD_SUFFIX for name, table in self._survey()[1].items() if table.key)
+
+    def inactive_columns(self) -> frozenset[str]:
+        """Return the names of columns that no table has any more."""
+        tables = self._survey()[1].values()
+        present = {column.name for table in tables for column in table.columns if column.name not in table.dropped}
+        return frozenset(name for table in tables for name in table.dropped) - present
 
     def takes(self) -> frozenset[str]:
         """Return the partitions of its tables."""

@@ -84,6 +84,10 @@ class MySQLSettings(Settings):
         default=True,
         description="Whether a table that is read for the first time is loaded first, as rows of type 'read'",
     )
+    backfill_new_columns: bool = Field(
+        default=False,
+        description="Load a table again when its target gets a column, so that older rows have it, too; for targets with keys",
+    )
     load_chunk_rows: int = Field(default=50_000, ge=1, le=10_000_000, description="Rows in one chunk of a first load")
     load_workers: int = Field(default=2, ge=1, le=16, description="Tables that are loaded at the same time")
     on_missing_key: Literal["fail", "append"] = Field(

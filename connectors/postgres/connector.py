@@ -32,7 +32,7 @@ from waxlake.stream.standalone import Positions, StandaloneSource
 
 __all__ = ["PostgresConnector", "PostgresSource"]
 
-_OWN_TO_A_FLOW = ("tables", "text_columns")
+_OWN_TO_A_FLOW = ("tables", "text_columns", "backfill_new_columns")
 
 
 class PostgresConnector:
@@ -84,6 +84,18 @@ class PostgresConnector:
         tables = self._found().values()
         loads = {table.load_partition for table in tables} if self.settings.initial_load else set()
         return frozenset({table.partition for table in tables} | loads)
+
+    def backfilled(self) -> frozenset[str]:
+        """Return the partitions of first loads that are read again when a target gets columns."""
+        if not (self.settings.backfill_new_columns and self.settings.initial_load):
+            return frozenset()
+        return frozenset(table.load_partition for table in self._found().values() if table.key)
+
+    def inactive_columns(self) -> frozenset[str]:
+        """Return the names of columns that no table has any more."""
+        tables = self._found().values()
+        present = {column.name for table in tables for column in table.present}
+        return frozenset(column.name for table in tables for column in table.columns) - present
 
     def together(self, others: Sequence[Connector]) -> PostgresConnector:
         """Return a connector of the tables of all.

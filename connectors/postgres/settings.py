@@ -41,6 +41,10 @@ class PostgresSettings(Settings):
     initial_load: bool = Field(
         default=True, description="Load the rows that are there before the changes; False: changes only"
     )
+    backfill_new_columns: bool = Field(
+        default=False,
+        description="Load a table again when its target gets a column, so that older rows have it, too; for targets with keys",
+    )
     text_columns: tuple[str, ...] = Field(
         default=(), description="Columns taken as text whatever their type, `column` or `schema.table.column`"
     )

@@ -12,7 +12,8 @@ from waxlake.pipeline.auto_cdc import create_auto_cdc_flow
 from waxlake.pipeline.declare import append_flow, create_streaming_table
 from waxlake.pipeline.definitions import calling_line, located
 from waxlake.pipeline.stream import Stream
-from waxlake.stream.changes import CHANGE_COLUMNS
+from waxlake.stream.changes import CHANGE_COLUMNS, UNCHANGED_COLUMNS
+from waxlake.stream.engine import quote_name, quote_text
 from waxlake.stream.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,24 +79,40 @@ def _declare(target: str, stream: Stream, options: TargetOptions) -> None:
         # A row that was there and leaves the filter is deleted; one that never met it is nothing to the target.
         meets = f"coalesce(({options.row_filter}), false)"
         stream = stream.where(f"{_LEAVES} OR _change_type = 'update' OR {meets}")
-        deletes = f"{deletes} OR (_change_type <> 'truncate' AND NOT {meets})"
+        leaves = f"_change_type <> 'truncate' AND NOT {meets}"
+        if options.rename_columns:  # the filter knows the names of the source
+            stream = stream.with_columns(_change_type=f"CASE WHEN {leaves} THEN 'delete' ELSE _change_type END")
+        else:
+            deletes = f"{deletes} OR ({leaves})"
     create_auto_cdc_flow(
         target,
-        stream,
-        options.keys,
+        _renamed(stream, options),
+        options.at_target(options.keys),
         _ORDER,
         deletes,
         apply_as_truncates="_change_type = 'truncate'",
-        column_list=options.include_columns or None,
-        except_column_list=options.exclude_columns or None,
+        column_list=options.at_target(options.include_columns) or None,
+        except_column_list=options.at_target(options.exclude_columns) or None,
         stored_as_scd_type=options.scd_type,
-        track_history_column_list=options.track_history_columns or None,
+        track_history_column_list=options.at_target(options.track_history_columns) or None,
     )
 
 
 def _log(stream: Stream, options: TargetOptions) -> Stream:
     if options.row_filter is not None:
         stream = stream.where(f"{_LEAVES} OR ({options.row_filter})")
-    columns = [f'"{name}"' for name in options.include_columns] or ["*"]
+    stream = _renamed(stream, options)
+    columns = [quote_name(name) for name in options.at_target(options.include_columns)] or ["*"]
     stream = stream.select(*columns, *CHANGE_COLUMNS.names)
-    return stream.drop(*options.exclude_columns) if options.exclude_columns else stream
+    return stream.drop(*options.at_target(options.exclude_columns)) if options.exclude_columns else stream
+
+
+def _renamed(stream: Stream, options: TargetOptions) -> Stream:
+    """Return the stream with the target's names, also where it names the columns that the source did not send."""
+    names = options.rename_columns
+    if not names:
+        return stream
+    cases = " ".join(f"WHEN {quote_text(old)} THEN {quote_text(new)}" for old, new in names.items())
+    columns = {new: quote_name(old) for old, new in names.items()}
+    columns[UNCHANGED_COLUMNS] = f"list_transform({UNCHANGED_COLUMNS}, lambda x: CASE x {cases} ELSE x END)"
+    return stream.with_columns(**columns).drop(*names)

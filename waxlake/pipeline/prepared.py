@@ -21,6 +21,7 @@ from sinks.delta.protocol import new_run_number
 from waxlake.pipeline.changed import FlowHistory, definition_changes
 from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import Cluster
+from waxlake.pipeline.column_changes import follow_columns
 from waxlake.pipeline.compile import build_dataflow
 from waxlake.pipeline.definitions import FilesRead
 from waxlake.pipeline.events import Event, backfill_from_commits, make_event, progress_events
@@ -446,6 +447,7 @@ def _planned(checked: CheckedGraph, report: _Reporter, *, is_bounded: bool, clai
     prepare_tables(checked)
     if claims:
         claim_tables(checked, run_number)
+    follow_columns(checked, run_number)
     plan = make_plan(checked, source_groups(checked), is_bounded=is_bounded, run_number=run_number)
     plan.update_id = report.update_id
     plan.sink_failures = finish_batches(checked, run_number, is_bounded=is_bounded)

@@ -28,6 +28,10 @@ class TargetOptions(Settings):
     )
     include_columns: Names = Field(default=(), description="Columns of the target; those that come later are left out")
     exclude_columns: Names = Field(default=(), description="Columns that the target does not get; later ones it does")
+    rename_columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Column of the source to its name at the target; other options take the source's names",
+    )
     row_filter: str | None = Field(
         default=None,
         min_length=1,
@@ -40,10 +44,16 @@ class TargetOptions(Settings):
     comment: str | None = Field(default=None, description="Table comment")
     table_properties: dict[str, str] = Field(default_factory=dict, description="Delta table properties")
 
+    def at_target(self, names: Names) -> tuple[str, ...]:
+        """Return columns by their names at the target."""
+        return tuple(self.rename_columns.get(name, name) for name in names)
+
     @model_validator(mode="after")
     def _fits_together(self) -> TargetOptions:
         if self.include_columns and self.exclude_columns:
             raise ValueError("include_columns or exclude_columns, not both")
+        if len(set(self.rename_columns.values()) - set(self.rename_columns)) < len(self.rename_columns):
+            raise ValueError("rename_columns: two columns of one name, or one that is renamed itself")
         if self.scd_type != "append_only" and not self.keys:
             raise ValueError("keys are missing: only scd_type='append_only' goes without")
         if self.track_history_columns and self.scd_type != 2:

@@ -23,6 +23,7 @@ from waxlake.stream.delta_table import delta_errors
 from waxlake.stream.errors import SchemaGrown, SourceMoved, TransientError, WaxlakeError
 
 __all__ = [
+    "Backfilling",
     "Confirming",
     "Connector",
     "PartitionPlan",
@@ -196,6 +197,19 @@ class StartingOver(Protocol):
         Returns:
             Whether it did; False where the user did not allow it, and the error stands.
         """
+        ...
+
+
+@runtime_checkable
+class Backfilling(Protocol):
+    """A connector of tables whose columns come and go, and whose first loads can be read again."""
+
+    def backfilled(self) -> frozenset[str]:
+        """Return the partitions of first loads that are read again when a target gets columns; none if that is not wanted."""
+        ...
+
+    def inactive_columns(self) -> frozenset[str]:
+        """Return the names of columns that are kept and that no table has any more."""
         ...
 
 
