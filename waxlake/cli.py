@@ -16,6 +16,7 @@ from waxlake.stream.errors import UsageError, WaxlakeError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from connectors.mysql.status import BinlogStatus
     from connectors.postgres.slots import SlotStatus
     from waxlake.pipeline.copy_into import CopyOptions
     from waxlake.pipeline.events import Event
@@ -791,6 +792,9 @@ def _status_lines(found: PipelineStatus) -> Iterator[str]:
     for slot in found.slots:
         yield ""
         yield from _slot_lines(slot)
+    for binlog in found.binlogs:
+        yield ""
+        yield from _binlog_lines(binlog)
     for problem in found.problems:
         yield ""
         yield problem
@@ -815,6 +819,15 @@ def _slot_lines(slot: SlotStatus) -> Iterator[str]:
         f"{slot.lag_bytes:,} bytes behind, holds {slot.held_bytes:,} bytes of log"
     )
     for warning in slot.warnings:
+        yield f"  WARNING {warning}"
+
+
+def _binlog_lines(binlog: BinlogStatus) -> Iterator[str]:
+    behind = "not read yet" if not binlog.position else f"at {binlog.position}"
+    if binlog.lag_bytes is not None:
+        behind += f", {binlog.lag_bytes:,} bytes behind, {binlog.kept_bytes or 0:,} bytes of log kept before it"
+    yield f"{binlog.source}: {behind}"
+    for warning in binlog.warnings:
         yield f"  WARNING {warning}"
 
 

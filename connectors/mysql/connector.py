@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from connectors.mysql.position import LOADED, SERVERS, server_number, show_posit
 from connectors.mysql.reader import LOAD_SUFFIX, Continuation, MySQLReader
 from connectors.mysql.rows import RowDecoder, full_schema
 from connectors.mysql.settings import MySQLSettings
+from connectors.mysql.status import BinlogStatus, binlog_status
 from waxlake.stream.changes import CHANGE_COLUMNS, CHANGE_TYPE
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import SourceMoved, TerminalError, UsageError
@@ -163,6 +164,20 @@ class MySQLConnector:
             begin=begin,
             former=ledger.former(),
         )
+
+    def status(self, held: Iterable[tuple[str, str, int]]) -> BinlogStatus:
+        """Return how far tables are behind the binlog.
+
+        Args:
+            held: Source identity, partition and position of every flow.
+
+        Raises:
+            ExternalError: The server cannot be asked.
+        """
+        server, _ = self._survey()
+        own = f"@{SourceLedger(self._location).table_id}" if self._location.exists() else "@"
+        stored = [p for source, part, p in held if own in source and not part.endswith(LOAD_SUFFIX)]
+        return binlog_status(self.settings, server, stored)
 
     def note_names(self) -> tuple[str, ...]:
         """Return the names of what is stored beside positions: which transactions lie before them."""

@@ -102,6 +102,9 @@ class MySQLSettings(Settings):
         default="fail",
         description="What to do when the server no longer has the changes since the last run: stop, or load the tables again",
     )
+    lag_warning_bytes: int = Field(
+        default=1 << 30, ge=1, description="Log bytes that tables are behind from which on `waxlake status` warns"
+    )
     server_id: int | None = Field(
         default=None,
         ge=1,

@@ -37,7 +37,7 @@ def change(id: int | None, name: str | None, city: str | None, op: str, seq: int
     return {"id": id, "name": name, "city": city, "op": op, "seq": seq}
 
 
-def test_current_rows_and_a_history_from_one_stream_of_changes(tmp_path: Path) -> None:
+def test_p40_p41_p52_current_rows_and_a_history_from_one_stream_of_changes(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.define(DEFINITIONS)
     project.land(
@@ -120,7 +120,7 @@ def test_a_merged_table_is_no_stream(tmp_path: Path) -> None:
     project.waxlake("dry-run").refused("STREAM_OF_MERGED_TABLE", "'customers'")
 
 
-def test_snapshots_become_current_rows_and_a_history(tmp_path: Path) -> None:
+def test_p50_snapshots_become_current_rows_and_a_history(tmp_path: Path) -> None:
     import pyarrow as pa
     from deltalake import write_deltalake
 

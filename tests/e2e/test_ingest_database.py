@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from typing import Any
@@ -88,7 +89,7 @@ wl.ingest_database(
 
 
 @pytest.mark.parametrize("kind", ["postgres", "mysql"])
-def test_c15_c22_columns_are_renamed_filled_in_and_marked(
+def test_c15_c22_w22_columns_are_renamed_filled_in_and_marked(
     kind: str, project: Project, request: pytest.FixtureRequest
 ) -> None:
     if kind == "postgres":
@@ -144,3 +145,16 @@ def test_c15_c22_columns_are_renamed_filled_in_and_marked(
 def test_what_cannot_be_declared_is_refused_with_its_line(tables: dict[str, Any], said: str) -> None:
     with pytest.raises(DefinitionError, match=rf"test_ingest_database.py:\d+.*{said}"):
         wl.ingest_database(lambda table: wl.read_stream("s3://bucket/table"), tables)
+
+
+def test_c27_the_graph_names_the_tables_of_the_source_and_no_secret(project: Project) -> None:
+    project.define("""
+import functools
+
+wl.ingest_database(functools.partial(wl.read_postgres, "postgresql://u:s3cret@h/shop"), {"public.orders": ["id"]})
+wl.ingest_database(functools.partial(wl.read_mysql, "mysql://u:s3cret@h/shop"), {"people": ["id"]})
+""")
+    told = project.waxlake("graph", "--format", "json").out
+    flows = {dataset["name"]: dataset["flows"][0]["inputs"] for dataset in json.loads(told)["datasets"]}
+    assert flows == {"orders": ["postgres:public.orders"], "people": ["mysql:shop.people"]}
+    assert "s3cret" not in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,7 @@ wl.ingest_database(changes_of, {{"t": {{"keys": "id", "name": "history", "scd_ty
 """
 
 
-def test_a_pipeline_goes_on_at_the_replica_each_change_once(pair: Pair, project: Project) -> None:
+def test_c41_w22_a_pipeline_goes_on_at_the_replica_each_change_once(pair: Pair, project: Project) -> None:
     database = pair.primary.create_database()
     done: list[tuple[int, int]] = []
 
@@ -92,21 +93,31 @@ def test_a_pipeline_goes_on_at_the_replica_each_change_once(pair: Pair, project:
         assert project.rows("now", "id", "v") == sorted(dict(done).items())
         assert sorted(row["v"] for row in project.rows("history")) == [v for _, v in done]
 
+    def run() -> None:
+        outcome = project.waxlake("run")
+        assert outcome.code == 0, outcome
+
     pair.primary.execute("CREATE TABLE t (id INT PRIMARY KEY, v INT)", database=database)
     project.define(DEFINITIONS.format(url=f"{pair.primary.url}/{database}"))
-    project.run()
+    run()
     write(pair.primary, 20)
-    project.run()
+    run()
     write(pair.primary, 5)
     pair.catch_up()
     pair.primary.kill()
     pair.promote()
     write(pair.replica, 5)
     project.define(DEFINITIONS.format(url=f"{pair.replica.url}/{database}"))
+    (binlog,) = json.loads(project.waxlake("status", "--json").out)["binlogs"]
+    assert "Another server answers" in binlog["warnings"][0]
     killed = project.waxlake("run", WAXLAKE_FAILPOINT="between-tables:1")
     assert killed.code == -9, killed
-    project.run()
+    run()
     check()
+    write(pair.replica, 1)
+    (binlog,) = json.loads(project.waxlake("status", "--json").out)["binlogs"]
+    assert (binlog["source"], binlog["warnings"]) == ("mysql:shop", [])
+    assert 100 < binlog["lag_bytes"] < 1000
     assert {server_number(row["_commit_position"]) for row in project.rows("log")} == {0, 1}
 
 

@@ -124,7 +124,7 @@ def test_a_session_that_wrote_what_cannot_be_read(
     assert refused.value.code == code
 
 
-def test_a_binlog_that_was_purged_stops_or_loads_again(make_mariadb: Any, tmp_path: Path) -> None:
+def test_c20_a_binlog_that_was_purged_stops_or_loads_again(make_mariadb: Any, tmp_path: Path) -> None:
     lab = Lab(make_mariadb(), tmp_path)
     lab.execute("CREATE TABLE t (id INT PRIMARY KEY)", "INSERT INTO t VALUES (1)")
     lab.read(lab.connector())

@@ -239,6 +239,20 @@ def test_a_large_transaction_comes_in_pieces_that_end_together(lab: Lab) -> None
     assert [r["id"] for r in lab.changes(batches, "other")] == [1, 2]
 
 
+def test_clocks_that_go_wrong_order_nothing(lab: Lab) -> None:
+    lab.execute("CREATE TABLE t (id INT PRIMARY KEY, v INT)")
+    lab.read(lab.connector())
+    times = [2_000_000_000, 1_000_000_000, 1_500_000_000]
+    lab.execute(
+        *(s for n, at in enumerate(times) for s in (f"SET timestamp = {at}", f"REPLACE INTO t VALUES (1, {n})"))
+    )
+    rows = lab.changes(lab.read(lab.connector()), "t")
+    assert [row["v"] for row in rows if row["_change_type"] != "delete"] == [0, 1, 2]
+    positions = [row["_commit_position"] for row in rows]
+    assert positions == sorted(positions)
+    assert [int(row["_commit_timestamp"].timestamp()) for row in rows if row["_change_type"] != "delete"] == times
+
+
 def test_a_server_that_restarts_is_read_on(make_mariadb: Any, tmp_path: Path) -> None:
     lab = Lab(make_mariadb(), tmp_path)
     lab.execute("CREATE TABLE t (id INT PRIMARY KEY, s TEXT)", "INSERT INTO t SELECT seq, 's' FROM seq_1_to_3000")

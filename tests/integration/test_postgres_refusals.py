@@ -104,7 +104,7 @@ def test_a_slot_has_one_reader(lab: PostgresLab) -> None:
     other.close()
 
 
-def test_a_slot_that_somebody_moved_or_dropped(lab: PostgresLab) -> None:
+def test_c20_a_slot_that_somebody_moved_or_dropped(lab: PostgresLab) -> None:
     lab.read("t")
     lab.execute("INSERT INTO t VALUES (2)")
     lab.execute(f"SELECT pg_replication_slot_advance('{lab.database}', pg_current_wal_lsn())")

@@ -73,7 +73,7 @@ def run(lab: Lab, *statements: str) -> None:
 T = "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, changed INTEGER, gone INTEGER DEFAULT 0)"
 
 
-def test_first_load_then_changes_then_deletes(sqlite: Lab) -> None:
+def test_c13_w23_first_load_then_changes_then_deletes(sqlite: Lab) -> None:
     run(sqlite, T, "INSERT INTO t VALUES (1, 'a', 10, 0), (2, 'b', 11, 0), (3, 'c', NULL, 0), (4, 'd', 11, 1)")
     options = {"detect_deletes_every": 0, "deletion_condition": "gone = 1"}
     assert sqlite.changes(**options) == [(1, "read"), (2, "read"), (3, "read")]
@@ -115,7 +115,7 @@ def test_without_a_cursor_rows_are_seen_when_they_change_and_only_then(sqlite: L
     assert sqlite.changes(null_cursors="ignore") == []
 
 
-def test_several_cursor_columns_stand_for_the_first_that_is_there(sqlite: Lab) -> None:
+def test_w23_several_cursor_columns_stand_for_the_first_that_is_there(sqlite: Lab) -> None:
     run(sqlite, "CREATE TABLE t (id INTEGER PRIMARY KEY, updated INTEGER, created INTEGER)")
     run(sqlite, "INSERT INTO t VALUES (1, NULL, 1), (2, 5, 2)")
     options = {"cursor": ["updated", "created"], "look_back": 0}

@@ -24,6 +24,7 @@ from tests.services.postgres import PostgresServer
 from waxlake.stream.position import app_id
 
 TABLES = tuple(KEYS)
+_MOST_CHANGES = 50
 _DEFINITIONS = """
 import waxlake as wl
 
@@ -101,10 +102,11 @@ class PostgresLake:
     def kill_at(self, failpoint: str, disturb: Callable[[], None]) -> None:
         """Run on and on, changes going on, until the failpoint kills the process."""
         process = self.start("--continuous", failpoint=failpoint)
-        deadline = time.monotonic() + 60
+        deadline, disturbed = time.monotonic() + 60, 0
         while process.poll() is None and time.monotonic() < deadline:
             disturb()
-            time.sleep(0.05)
+            disturbed += 1
+            time.sleep(0.05 if disturbed < _MOST_CHANGES else 0.5)  # what waits in the end is not the machine's business
         assert wait(process, 1) == -signal.SIGKILL, f"not killed at {failpoint}:\n{self.log()}"
         self._after_kill()
 
@@ -156,7 +158,7 @@ class PostgresLake:
     def finish(self) -> None:
         """Run to the end without a kill."""
         process = self.start()
-        assert wait(process) == 0, self.log()
+        assert wait(process, 300) == 0, self.log()
         self.assert_slot_is_not_ahead()
 
     def assert_slot_is_not_ahead(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from waxlake.pipeline.binlogs import pipeline_binlogs
 from waxlake.pipeline.commits import Commit, recent_commits
 from waxlake.pipeline.events import Event, read_events
 from waxlake.pipeline.lake import StoredTable, stored_tables, table_facts
@@ -19,6 +20,7 @@ from waxlake.pipeline.slots import pipeline_slots
 from waxlake.stream.errors import ExternalError
 
 if TYPE_CHECKING:
+    from connectors.mysql.status import BinlogStatus
     from connectors.postgres.slots import SlotStatus
     from waxlake.pipeline.graph import Graph
 
@@ -102,12 +104,13 @@ class TableStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineStatus:
-    """A pipeline: its last update (None before the first), its tables, the slots it reads, and what could not be asked."""
+    """A pipeline: its last update (None before the first), its tables, slots and binlogs it reads, what could not be asked."""
 
     pipeline: str
     update: UpdateStatus | None
     tables: Sequence[TableStatus]
     slots: Sequence[SlotStatus] = ()
+    binlogs: Sequence[BinlogStatus] = ()
     problems: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,11 +139,17 @@ def pipeline_status(graph: Graph) -> PipelineStatus:
         slots = pipeline_slots(graph, only_used=True)
     except ExternalError as error:  # a database that is away says nothing about the tables
         problems.append(str(error))
+    binlogs: Sequence[BinlogStatus] = ()
+    try:
+        binlogs = pipeline_binlogs(graph, statuses)
+    except ExternalError as error:
+        problems.append(str(error))
     return PipelineStatus(
         pipeline=graph.spec.name,
         update=_last_update(graph, newest),
         tables=statuses,
         slots=slots,
+        binlogs=binlogs,
         problems=problems,
     )
 
