@@ -2,9 +2,9 @@
 
     python -m benchmarks.large_transaction [--megabytes 1024] [--server postgres mariadb] [--target log now]
 
-The transaction inserts rows of about 1 KiB in statements of 10,000 rows. `log` appends it with all change columns; `now` merges it
-into current rows (SCD type 1). The run is a process of its own; its peak is what the kernel counted. The goal is a peak that does
-not follow the size of the transaction for `log`: run it with two sizes to see. For `now` a transaction has to fit in memory.
+The transaction inserts rows of about 1 KiB in statements of 10,000 rows. `log` appends it with all change columns; `now` merges
+it into current rows (SCD type 1). The run is a process of its own; its peak is what the kernel counted. The goal is a peak that
+does not follow the size of the transaction for `log`: run it with two sizes to see. For `now` it has to fit in memory.
 """
 
 from __future__ import annotations

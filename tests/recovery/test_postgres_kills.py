@@ -75,5 +75,5 @@ def test_a_server_that_asks_a_quiet_reader_is_told_of_nothing_that_tables_do_not
     finally:
         lake.kill(process)
     lake.finish()
-    lake.check(before, since=lake.workload.states[-1].position)
+    lake.check(before, since=lake.log_position())
     lake.close()
