@@ -105,8 +105,8 @@ class PostgresLake:
         deadline, disturbed = time.monotonic() + 60, 0
         while process.poll() is None and time.monotonic() < deadline:
             disturb()
-            disturbed += 1
-            time.sleep(0.05 if disturbed < _MOST_CHANGES else 0.5)  # what waits in the end is not the machine's business
+            disturbed += 1  # a slow machine is not to leave more for the end
+            time.sleep(0.05 if disturbed < _MOST_CHANGES else 0.5)
         assert wait(process, 1) == -signal.SIGKILL, f"not killed at {failpoint}:\n{self.log()}"
         self._after_kill()
 
