@@ -176,6 +176,7 @@ class CheckedGraph:
         stateful: Name of a table to its flows that have a stateful operator.
         selected: Datasets that the update brings up to date; None for all.
         is_shadow: Its selected tables are filled beside the real ones: no source may forget what the real ones lack.
+        refreshers: View name to what refreshes it, as far as anybody asked.
     """
 
     graph: Graph
@@ -186,6 +187,7 @@ class CheckedGraph:
     stateful: dict[str, dict[str, StatefulPlan]] = field(default_factory=dict)
     selected: frozenset[str] | None = None
     is_shadow: bool = False
+    refreshers: dict[str, Any] = field(default_factory=dict)
 
     def is_selected(self, name: str) -> bool:
         """Return whether the update brings a dataset up to date."""

@@ -91,10 +91,11 @@ class ViewConnector:
     def _identity(self, ids: Sequence[str]) -> str:
         return f"view:{identity_version('/'.join([self.refresher.baseline.query, *ids])):x}"
 
-    def stored(self, target: DeltaTable) -> int | None:
+    def stored(self, target: DeltaTable, inputs: Mapping[str, DeltaTable]) -> int | None:
         """Return the position that the view's table holds; None if it holds none of this query over these inputs."""
         flow = self.checked.graph.datasets[self.view].flows[0].name
-        return stored_position(target, app_id(flow, self._identity(self.versions()[1]), _PARTITION))
+        identity = self._identity([str(handle.metadata().id) for handle in inputs.values()])
+        return stored_position(target, app_id(flow, identity, _PARTITION))
 
     def _stored(self, identity: str) -> int:
         """Return the position that the view's table holds, where it counts; else 0."""
@@ -130,9 +131,9 @@ class ViewConnector:
     @property
     def refresher(self) -> Refresher:
         """What refreshes the view."""
-        from waxlake.pipeline.incremental.refresh import Refresher
+        from waxlake.pipeline.incremental.refresh import refresher_of
 
-        return Refresher(self.checked, self.view)
+        return refresher_of(self.checked, self.view)
 
     def handles(self) -> dict[str, DeltaTable]:
         """Return each input at its latest version."""
@@ -199,11 +200,12 @@ class _ViewReader:
             self._is_done = self._is_bounded
             return []
         target = self._target()
-        if not self._is_committed(target):  # what comes next is worked out from what the table holds
+        stored = self._connector.stored(target, handles)
+        if (stored or 0) < self._position:  # what comes next is worked out from what the table holds
             self._refreshed_at_s = None
             return []
         self._is_done = self._is_bounded
-        rows, refresh = self._refreshed(target, handles)
+        rows, refresh = self._refreshed(target, handles, is_reset=stored is None)
         start, self._position = self._position, end
         return [
             MicroBatch(
@@ -222,15 +224,13 @@ class _ViewReader:
         assert location is not None
         return location.open()
 
-    def _is_committed(self, target: DeltaTable) -> bool:
-        """Return whether the table holds the last refresh."""
-        return (self._connector.stored(target) or 0) >= self._position
-
-    def _refreshed(self, target: DeltaTable, handles: Mapping[str, DeltaTable]) -> tuple[pa.Table, Refresh]:
+    def _refreshed(
+        self, target: DeltaTable, handles: Mapping[str, DeltaTable], *, is_reset: bool
+    ) -> tuple[pa.Table, Refresh]:
         """Return the rows of the refresh, and what they do to those that the table holds."""
         refresher = self._refresher
         versions = refresher.baseline.versions(handles)
-        decision = refresher.decide(target, handles, is_reset=self._connector.stored(target) is None)
+        decision = refresher.decide(target, handles, is_reset=is_reset)
         if decision.is_incremental:
             try:
                 outcome = refresher.refresh(target, handles, decision)

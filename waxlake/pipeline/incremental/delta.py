@@ -10,18 +10,21 @@ are not netted, so that every key that may have changed is among them, and they 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import duckdb
+from sqlglot import expressions as exp
 
 from waxlake.pipeline.incremental.algebra import SOURCE, Block, Keyed, Node, Scan, Source, Union, rendered
-from waxlake.stream.engine import quote_name, select_list
+from waxlake.stream.engine import quote_name, quote_text, select_list
 
 __all__ = ["WEIGHT", "Change", "Deltas"]
 
 WEIGHT: Final = "__w"
+_ORDERED: Final = re.compile(r"(TINY|SMALL|BIG)?INT(EGER)?|DATE|TIMESTAMP|TIMESTAMP WITH TIME ZONE|VARCHAR")
 _OLD: Final = "-1"
 _NEW: Final = "1"
 
@@ -82,7 +85,22 @@ class Deltas:
         if not node.keys:
             return node.select(relation)
         same = " AND ".join(f"({rendered(key)}) IS NOT DISTINCT FROM __k.k{i}" for i, key in enumerate(node.keys))
-        return node.select(relation, more=f" SEMI JOIN {keys} AS __k ON {same}")
+        return node.select(relation, more=f" SEMI JOIN {keys} AS __k ON {same}", where=self._between(node, keys))
+
+    def _between(self, node: Keyed, keys: str) -> str:
+        """Return a condition that all keys meet, in constants: it reaches the input's files, and spares those that have none."""
+        found = []
+        for index, key in enumerate(node.keys):
+            kind = str(self.session.sql(f"SELECT k{index} FROM {keys}").types[0])
+            if not isinstance(key, exp.Column) or not _ORDERED.fullmatch(kind):
+                continue
+            bounds = f"SELECT min(k{index})::VARCHAR, max(k{index})::VARCHAR, count(*) - count(k{index}) FROM {keys}"
+            low, high, nulls = self.session.sql(bounds).fetchall()[0]
+            if low is None:
+                continue
+            text = f"{rendered(key)} BETWEEN CAST({quote_text(low)} AS {kind}) AND CAST({quote_text(high)} AS {kind})"
+            found.append(f"({text} OR {rendered(key)} IS NULL)" if nulls else text)
+        return " AND ".join(found)
 
     def filled(self, text: str) -> str | None:
         """Return a temporary table with the rows of a query; None if there are none."""
@@ -130,6 +148,7 @@ class Deltas:
             relations = {
                 other.alias: self.new(other.node) if i < index else self.old(other.node)
                 for i, other in enumerate(node.sources)
+                if other is not source
             }
             found = self._terms(node, source, change, relations)
             is_append = is_append and change.is_append and len(found) == 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from waxlake.pipeline.declare import Registry
 from waxlake.pipeline.incremental.algebra import Keyed
 from waxlake.pipeline.incremental.reasons import REASONS, NotIncremental
-from waxlake.pipeline.incremental.refresh import Refresher
+from waxlake.pipeline.incremental.refresh import Refresher, refresher_of
 from waxlake.pipeline.view import ViewConnector
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import nearest
@@ -82,7 +82,7 @@ def explain_view(checked: CheckedGraph, view: str) -> ViewPlan:
     views = [name for name, dataset in checked.graph.datasets.items() if dataset.kind == "materialized_view"]
     if view not in views:
         raise UsageError(f"there is no materialized view {view!r}", code="TABLE_UNKNOWN", remedy=nearest(view, views))
-    refresher = Refresher(checked, view)
+    refresher = refresher_of(checked, view)
     technique, reason, detail = None, None, ""
     try:
         root = refresher.analysis().root
@@ -110,9 +110,10 @@ def _next(checked: CheckedGraph, refresher: Refresher, connector: ViewConnector)
     if not dataset.location.exists() or not all(place is not None and place.exists() for place in places):
         return {"mode": "FULL", "reason": "FIRST_RUN", "detail": "", "changed_bytes": 0, "input_bytes": 0}
     handles, target = connector.handles(), dataset.location.open()
-    decision = refresher.decide(target, handles, is_reset=connector.stored(target) is None)
+    stored = connector.stored(target, handles)
+    decision = refresher.decide(target, handles, is_reset=stored is None)
     facts = decision.facts()
-    is_moved = connector.position([h.version() for h in handles.values()], 0) > (connector.stored(target) or 0)
+    is_moved = connector.position([h.version() for h in handles.values()], 0) > (stored or 0)
     return facts if is_moved or not decision.is_incremental else {**facts, "mode": "NO_OP"}
 
 

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
+from sqlglot import expressions as exp
 
 from waxlake.pipeline.columns import derived_columns
 from waxlake.pipeline.incremental.algebra import Keyed, Scan
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from waxlake.pipeline.check import CheckedGraph
     from waxlake.pipeline.graph import Dataset
 
-__all__ = ["Decision", "Refresher", "require_incremental"]
+__all__ = ["Decision", "Refresher", "refresher_of", "require_incremental"]
 
 _IN_MEMORY_BYTES = 32 << 20
 _ALLOWED_IN_FULL = frozenset(("FIRST_RUN", "FULL_REFRESH", "QUERY_CHANGED", "OUTPUT_SCHEMA_CHANGED"))
@@ -203,6 +204,14 @@ class Refresher:
         return dataset.location, self.checked.schema_of(name)
 
 
+def refresher_of(checked: CheckedGraph, view: str) -> Refresher:
+    """Return the one refresher of a view of a pipeline: its query is taken apart once."""
+    known: Refresher | None = checked.refreshers.get(view)
+    if known is None:
+        known = checked.refreshers[view] = Refresher(checked, view)
+    return known
+
+
 def require_incremental(checked: CheckedGraph, dataset: Dataset) -> None:
     """Stop at a view that is to be refreshed incrementally and whose query does not allow it.
 
@@ -210,7 +219,7 @@ def require_incremental(checked: CheckedGraph, dataset: Dataset) -> None:
         DefinitionError: ``MATERIALIZED_VIEW_NOT_INCREMENTALIZABLE``, with the construct. Not retryable.
     """
     try:
-        Refresher(checked, dataset.name).analysis()
+        refresher_of(checked, dataset.name).analysis()
     except NotIncremental as reason:
         raise DefinitionError(
             f"materialized view '{dataset.name}' cannot be refreshed incrementally",
@@ -278,13 +287,24 @@ class _Run:
             kind, made, held = self._by_keys(root)
         else:
             kind, made, held = self._by_rows()
-        rows, drops = differences(self._session, made, held) if held is not None else (made, _nothing())
+        is_unique = (
+            isinstance(root, Keyed) and root.kind in ("GROUP_AGGREGATE", "DISTINCT") and bool(root.key_columns())
+        )
+        rows, drops = (
+            (made, _nothing())
+            if held is None
+            else differences(self._session, made, held, is_unique=is_unique and not self._has_unnest())
+        )
         facts = {
             "technique": kind,
             "changed_rows": self._changed_rows,
             "view_bytes_read": self._stored.read_bytes,
         }
         return _Outcome(rows=rows, drops=drops, facts=facts)
+
+    def _has_unnest(self) -> bool:
+        """Return whether an expression makes several rows of one."""
+        return isinstance(self._root, Keyed) and any(item.find(exp.Unnest, exp.Explode) for item in self._root.items)
 
     # -- rows that belong to keys
 

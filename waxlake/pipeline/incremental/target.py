@@ -100,20 +100,24 @@ def _bounds(keys: pa.Table, names: Sequence[str]) -> dict[str, pa.Array]:
     return found
 
 
-def differences(session: duckdb.DuckDBPyConnection, made: pa.Table, held: pa.Table) -> tuple[pa.Table, pa.Table]:
+def differences(
+    session: duckdb.DuckDBPyConnection, made: pa.Table, held: pa.Table, *, is_unique: bool = False
+) -> tuple[pa.Table, pa.Table]:
     """Return what takes the place of what: rows that only ``made`` has, and places of rows that only ``held`` has.
 
     Args:
         session: Where rows are compared.
         made: Rows that the view is to have.
         held: Rows that it has, with their places.
+        is_unique: Whether no two rows of either are equal.
     """
     names = made.column_names
     columns = select_list(names)
     session.register("__made", made)
     session.register("__held", held)
     for table in ("made", "held"):
-        numbered = f"SELECT *, row_number() OVER (PARTITION BY {columns}) AS __n FROM __{table}"
+        number = "1" if is_unique else f"row_number() OVER (PARTITION BY {columns})"
+        numbered = f"SELECT *, {number} AS __n FROM __{table}"
         session.execute(f"CREATE OR REPLACE TEMP TABLE __numbered_{table} AS {numbered}")
     equal = f"{same(names, 'm', 'h')} AND m.__n = h.__n"
     comes = f"SELECT {columns} FROM __numbered_made AS m ANTI JOIN __numbered_held AS h ON {equal}"
