@@ -149,6 +149,22 @@ def test_p20_a_renamed_flow_is_named(shop: Project) -> None:
     assert "its rows and positions stay" in note
 
 
+def test_p25_a_sink_has_its_place_in_the_plan(shop: Project) -> None:
+    sink = (
+        "wl.create_sink('out', format='delta', options={'path': 'out'})\n"
+        "@wl.append_flow(target='out')\ndef hand_over():\n    return wl.read_stream('raw').select('id')\n"
+    )
+    shop.define(SHOP + sink)
+    run(shop)
+    shop.land("2.json", {"id": 9, "amount": 9.0})
+    run(shop, refresh=("raw",))
+    shop.define(SHOP + sink.replace("select('id')", "select('id + 1 AS id')"))
+    out = plan(shop, "out")
+    assert (out.kind, out.flows[0].is_first_run, out.flows[0].reads[0].backlog["records"]) == ("sink", False, 1)
+    assert [change.code for change in out.flows[0].changes] == ["QUERY_CHANGED"]
+    assert "handed over" in out.flows[0].changes[0].meaning
+
+
 def test_a_source_that_is_away_is_told_with_the_rest(shop: Project) -> None:
     shop.define(SHOP.replace('"inbox"', '"nowhere"'))
     view = look(shop)

@@ -105,8 +105,7 @@ def definition_changes(
         return []
     before = history.text(flow.name, stored)
     if before is None:
-        meaning = _MEANING["query"] if dataset.kind == "table" else _VIEW_MEANING
-        return [Change(code="DEFINITION_CHANGED", aspect="", meaning=meaning.format(table=dataset.name))]
+        return [Change(code="DEFINITION_CHANGED", aspect="", meaning=_meaning(dataset, "query"))]
     return list(_compared(dataset, before, now))
 
 
@@ -126,12 +125,18 @@ _MEANING = {
 _VIEW_MEANING = "The view is computed anew from its inputs as they are now"
 
 
+def _meaning(dataset: Dataset, aspect: str) -> str:
+    if dataset.kind == "sink":
+        return "What is handed over from now on follows the new one"
+    return _MEANING[aspect].format(table=dataset.name) if dataset.kind == "table" else _VIEW_MEANING
+
+
 def _compared(dataset: Dataset, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
     for aspect in ASPECTS:
         old, new = _lines(before.get(aspect)), _lines(now[aspect])
         if old == new:
             continue
-        meaning = _MEANING[aspect].format(table=dataset.name) if dataset.kind == "table" else _VIEW_MEANING
+        meaning = _meaning(dataset, aspect)
         diff = tuple(line for line in difflib.ndiff(old, new) if line[:2] in ("- ", "+ "))
         yield Change(code=f"{aspect.upper()}_CHANGED", aspect=aspect, diff=diff, meaning=meaning)
 

@@ -86,7 +86,7 @@ class DatasetPlan:
 
     Attributes:
         dataset: Its name.
-        kind: ``table`` or ``materialized_view``.
+        kind: ``table``, ``materialized_view`` or ``sink``.
         exists: Whether it is stored already.
         rows: Rows it holds.
         refresh: How it would be refreshed, for a view.
@@ -152,7 +152,7 @@ def _dataset_plan(checked: CheckedGraph, dataset: Dataset, history: FlowHistory)
     exists = dataset.location.exists()
     plan = DatasetPlan(dataset=dataset.name, kind=dataset.kind, exists=exists)
     handle = dataset.location.open() if exists else None
-    if handle is not None:
+    if handle is not None and dataset.kind != "sink":
         plan.rows = table_facts(StoredTable(name=dataset.name, kind=dataset.kind, location=dataset.location)).rows
     previews: dict[int, SourcePreview] = {}
     for flow in dataset.flows:
@@ -162,12 +162,12 @@ def _dataset_plan(checked: CheckedGraph, dataset: Dataset, history: FlowHistory)
         if handle is not None:
             found.changes = definition_changes(checked, dataset, flow, handle, history)
         for part in parts:
-            if dataset.kind == "table":
+            if dataset.kind != "materialized_view":
                 _read_plan(part, handle, found, previews)
     if dataset.kind == "materialized_view":
         plan.refresh = _refresh(checked, dataset, dataset.flows[0], handle, plan.flows[0])
         plan.flows[0].is_first_run = plan.refresh.code == "FIRST_RUN"
-    elif handle is not None and any(flow.changes for flow in plan.flows):
+    elif handle is not None and dataset.kind == "table" and any(flow.changes for flow in plan.flows):
         parts = [part for part in checked.flows if part.flow.target == dataset.name]
         plan.can_refill, plan.refill = _refill(dataset, parts, handle, previews)
     return plan

@@ -37,7 +37,7 @@ def _dataset_lines(plan: DatasetPlan) -> Iterator[str]:
 def _flow_lines(plan: DatasetPlan, flow: FlowPlan) -> Iterator[str]:
     if flow.has_run_once:
         yield f"  flow {flow.flow}: has run once, and is done"
-    elif plan.kind == "table":
+    elif plan.kind != "materialized_view":
         yield f"  flow {flow.flow}{': first run' if flow.is_first_run else ''}"
     for read in flow.reads:
         yield f"    {_read_line(read)}"
