@@ -97,7 +97,7 @@ def main() -> None:
     """Print one line of JSON a query."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--groups", type=int, default=10_000)
+    parser.add_argument("--groups", type=int, default=1_000)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="waxlake-views-") as name:
