@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from waxlake.pipeline.incremental.baseline import view_fingerprint
 from waxlake.pipeline.incremental.reasons import NotIncremental
 from waxlake.pipeline.tables import PinnedTables
 from waxlake.stream.batch import MicroBatch, Refresh
@@ -89,7 +90,7 @@ class ViewConnector:
         )
 
     def _identity(self, ids: Sequence[str]) -> str:
-        return f"view:{identity_version('/'.join([self.refresher.baseline.query, *ids])):x}"
+        return f"view:{identity_version('/'.join([view_fingerprint(self.checked, self.view), *ids])):x}"
 
     def stored(self, target: DeltaTable, inputs: Mapping[str, DeltaTable]) -> int | None:
         """Return the position that the view's table holds; None if it holds none of this query over these inputs."""
@@ -174,7 +175,6 @@ class _ViewReader:
         self._is_done = False
         self._clock = Clock()
         self._refreshed_at_s: float | None = None
-        self._refresher = connector.refresher
 
     @property
     def is_done(self) -> bool:
@@ -228,7 +228,7 @@ class _ViewReader:
         self, target: DeltaTable, handles: Mapping[str, DeltaTable], *, is_reset: bool
     ) -> tuple[pa.Table, Refresh]:
         """Return the rows of the refresh, and what they do to those that the table holds."""
-        refresher = self._refresher
+        refresher = self._connector.refresher
         versions = refresher.baseline.versions(handles)
         decision = refresher.decide(target, handles, is_reset=is_reset)
         if decision.is_incremental:

@@ -18,7 +18,7 @@ from waxlake.stream.position import app_id, identity_version
 if TYPE_CHECKING:
     from waxlake.pipeline.check import CheckedGraph
 
-__all__ = ["Baseline", "view_fingerprint"]
+__all__ = ["Baseline", "baseline_of", "view_fingerprint"]
 
 
 def view_fingerprint(checked: CheckedGraph, view: str) -> str:
@@ -85,3 +85,10 @@ class Baseline:
 
     def _app(self, what: str) -> str:
         return app_id(self.flow, "view", what)
+
+
+def baseline_of(checked: CheckedGraph, view: str) -> Baseline:
+    """Return how a view's table remembers what it was made of."""
+    columns = "\n".join(f"{f.name} {f.type}" for f in checked.queries[view].schema)
+    flow = checked.graph.datasets[view].flows[0].name
+    return Baseline(flow=flow, query=view_fingerprint(checked, view), columns=columns)

@@ -19,7 +19,7 @@ from sqlglot import expressions as exp
 from waxlake.pipeline.columns import derived_columns
 from waxlake.pipeline.incremental.algebra import Keyed, Scan
 from waxlake.pipeline.incremental.analysis import Analysis, analyse
-from waxlake.pipeline.incremental.baseline import Baseline, view_fingerprint
+from waxlake.pipeline.incremental.baseline import Baseline, baseline_of
 from waxlake.pipeline.incremental.changes import InputChange, look_for_changes
 from waxlake.pipeline.incremental.delta import WEIGHT, Change, Deltas
 from waxlake.pipeline.incremental.merging import merged_groups
@@ -97,9 +97,7 @@ class Refresher:
     @property
     def baseline(self) -> Baseline:
         """How the view's table remembers what it was made of."""
-        columns = "\n".join(f"{f.name} {f.type}" for f in self.checked.queries[self.view].schema)
-        flow = self.checked.graph.datasets[self.view].flows[0].name
-        return Baseline(flow=flow, query=view_fingerprint(self.checked, self.view), columns=columns)
+        return baseline_of(self.checked, self.view)
 
     def analysis(self) -> Analysis:
         """Return what the query is made of.
