@@ -46,7 +46,7 @@ from waxlake.pipeline.sql import referenced_tables
 
 __all__ = ["load_graph"]
 
-_SLOW_S = 5.0
+_SLOW_S = 15.0
 
 
 def load_graph(spec: Spec, adapt: Callable[[Registry], Registry] | None = None) -> Graph:
