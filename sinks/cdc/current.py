@@ -51,8 +51,8 @@ def apply_current(session: duckdb.DuckDBPyConnection, shape: TargetShape, inputs
 class _CurrentMerge:
     def __init__(self, session: duckdb.DuckDBPyConnection, shape: TargetShape, inputs: CurrentInputs) -> None:
         self._session, self._shape, self._inputs = session, shape, inputs
-        self._changes = inputs.changes.append_column("e", _numbers(len(inputs.changes)))
-        self._stored = inputs.stored.append_column("p", _numbers(len(inputs.stored)))
+        self._changes = inputs.changes.append_column("__waxlake_event", _numbers(len(inputs.changes)))
+        self._stored = inputs.stored.append_column("__waxlake_place", _numbers(len(inputs.stored)))
 
     def run(self) -> Outcome:
         session = self._session
@@ -72,7 +72,7 @@ class _CurrentMerge:
         won = self._winners()
         ups = won.filter(pc.equal(won.column(KIND), UPSERTED))
         downs = won.filter(pc.equal(won.column(KIND), DELETED))
-        rows = self._changes.take(ups.column("e")).select([*self._shape.names, SEQUENCE])
+        rows = self._changes.take(ups.column("__waxlake_event")).select([*self._shape.names, SEQUENCE])
         if self._shape.is_partial:
             rows = rows.append_column(
                 self._shape.hidden.field(UNSET), pa.nulls(len(rows), self._shape.hidden.field(UNSET).type)
@@ -84,34 +84,35 @@ class _CurrentMerge:
         return Outcome(
             drops=gone.to_arrow_table(),
             rows=rows,
-            events=self._changes.take(downs.column("e")),
-            upserted=counts_by_flow(self._changes.column(FLOW).take(ups.column("e"))),
-            deleted=counts_by_flow(self._changes.column(FLOW).take(hit.column("e"))),
+            events=self._changes.take(downs.column("__waxlake_event")),
+            upserted=counts_by_flow(self._changes.column(FLOW).take(ups.column("__waxlake_event"))),
+            deleted=counts_by_flow(self._changes.column(FLOW).take(hit.column("__waxlake_event"))),
         )
 
     def _winners(self) -> pa.Table:
         """Return the changes that win: number, key, kind, and the file of the row they replace."""
         verdicts: pa.Table = self._session.sql(f"""
             WITH newest AS ({self._newest()}),
-            held AS (SELECT {KEY}, max({SEQUENCE}) AS seq, min({FILE}) AS {FILE}, min(p) AS p FROM stored GROUP BY {KEY}),
+            held AS (SELECT {KEY}, max({SEQUENCE}) AS seq, min({FILE}) AS {FILE},
+                min(__waxlake_place) AS __waxlake_place FROM stored GROUP BY {KEY}),
             dead AS (SELECT {KEY}, max({SEQUENCE}) AS seq FROM state WHERE {KIND} = {DELETED} GROUP BY {KEY}),
             floor AS (SELECT max({SEQUENCE}) AS seq FROM truncates)
-            SELECT c.e, c.{KEY}, c.{KIND}, held.{FILE}, held.p,
+            SELECT c.__waxlake_event, c.{KEY}, c.{KIND}, held.{FILE}, held.__waxlake_place,
                    coalesce(c.{SEQUENCE} = held.seq AND c.{KIND} = {UPSERTED}, false) AS is_tie
             FROM newest c LEFT JOIN held USING ({KEY}) LEFT JOIN dead USING ({KEY}) CROSS JOIN floor
             WHERE (floor.seq IS NULL OR c.{SEQUENCE} > floor.seq)
               AND (dead.seq IS NULL OR c.{SEQUENCE} > dead.seq)
               AND (held.seq IS NULL OR c.{SEQUENCE} >= held.seq)
-            ORDER BY c.e
+            ORDER BY c.__waxlake_event
         """).to_arrow_table()
         ties = verdicts.filter(verdicts.column("is_tie"))
         if not len(ties):
             return verdicts
-        return verdicts.filter(pc.invert(pc.is_in(verdicts.column("e"), value_set=self._lost_ties(ties))))
+        return verdicts.filter(pc.invert(pc.is_in(verdicts.column("__waxlake_event"), value_set=self._lost_ties(ties))))
 
     def _newest(self) -> str:
         """Return SQL for the winning change of each key of the batch; only whole changes where some are partial."""
-        columns = f"e, {KEY}, {SEQUENCE}, {KIND}"
+        columns = f"__waxlake_event, {KEY}, {SEQUENCE}, {KIND}"
         if self._shape.is_partial:
             rest = f"{KEY} NOT IN (SELECT {KEY} FROM ({self._complex()}))"
             return f"SELECT {columns} FROM changes c WHERE {UNSET} IS NULL AND {rest}"
@@ -127,19 +128,22 @@ class _CurrentMerge:
         """Return the changes that have the sequence of a stored row and no greater content than it."""
         values = self._shape.values
         if not values:
-            return ties.column("e").combine_chunks()
-        content = self._inputs.content(ties.column("p").combine_chunks()).append_column("e", ties.column("e"))
+            return ties.column("__waxlake_event").combine_chunks()
+        content = self._inputs.content(ties.column("__waxlake_place").combine_chunks()).append_column(
+            "__waxlake_event", ties.column("__waxlake_event")
+        )
         self._session.register("content", content)
         names = select_list(values)
         order = ", ".join(f"{quote_name(name)} DESC NULLS LAST" for name in values)
         lost: pa.Table = self._session.sql(f"""
-            SELECT e FROM (
-                SELECT e, 0 AS is_change, {names} FROM content
+            SELECT __waxlake_event FROM (
+                SELECT __waxlake_event, 0 AS __waxlake_is_change, {names} FROM content
                 UNION ALL
-                SELECT e, 1 AS is_change, {names} FROM changes SEMI JOIN content USING (e)
-            ) QUALIFY row_number() OVER (PARTITION BY e ORDER BY {order}, is_change) = 1 AND is_change = 0
+                SELECT __waxlake_event, 1 AS __waxlake_is_change, {names} FROM changes SEMI JOIN content USING (__waxlake_event)
+            ) QUALIFY row_number() OVER (PARTITION BY __waxlake_event ORDER BY {order}, __waxlake_is_change)
+                = 1 AND __waxlake_is_change = 0
         """).to_arrow_table()
-        return lost.column("e").combine_chunks()
+        return lost.column("__waxlake_event").combine_chunks()
 
     # -- changes that are folded column by column
 
@@ -159,16 +163,16 @@ class _CurrentMerge:
         session, shape = self._session, self._shape
         session.execute(f"CREATE OR REPLACE TEMP TABLE complex AS {self._complex()}")
         stored: pa.Table = session.sql(
-            f"SELECT p, {KEY} FROM stored SEMI JOIN complex USING ({KEY}) ORDER BY p"
+            f"SELECT __waxlake_place, {KEY} FROM stored SEMI JOIN complex USING ({KEY}) ORDER BY __waxlake_place"
         ).to_arrow_table()
-        positions = stored.column("p").combine_chunks()
+        positions = stored.column("__waxlake_place").combine_chunks()
         held = self._stored.take(positions)
         content = self._inputs.content(positions).select(shape.values)
         for name in shape.values:
             held = held.append_column(name, content.column(name))
         session.register("held", held)
         folded: pa.Table = session.sql(self._fold()).to_arrow_table()
-        is_changed, is_alive = folded.column("is_changed"), folded.column("is_alive")
+        is_changed, is_alive = folded.column("__waxlake_is_changed"), folded.column("__waxlake_is_alive")
         alive = folded.filter(pc.and_(is_changed, is_alive))
         dead = folded.filter(pc.and_(is_changed, pc.invert(is_alive)))
         session.register("changed", folded.filter(is_changed).select([KEY]))
@@ -188,7 +192,7 @@ class _CurrentMerge:
     def _fold(self) -> str:
         """Return SQL that folds all parts of the complex keys; a part sets a column to a value at a sequence."""
         shape = self._shape
-        values = [(f"p{i}", quote_name(name), quote_text(name)) for i, name in enumerate(shape.values)]
+        values = [(f"__waxlake_place{i}", quote_name(name), quote_text(name)) for i, name in enumerate(shape.values)]
         of_change = "".join(
             f", CASE WHEN NOT coalesce(list_contains({UNSET}, {text}), false) "
             f"THEN {{'seq': {SEQUENCE}, 'known': {column} IS NOT NULL, 'value': {column}}} END AS {part}"
@@ -236,19 +240,20 @@ class _CurrentMerge:
             ),
             dead AS (SELECT {KEY}, max(seq) AS seq FROM deletes GROUP BY {KEY}),
             folded AS (
-                SELECT {KEY}, count(parts.{KEY}) FILTER (dead.seq IS NULL OR parts.seq > dead.seq) > 0 AS is_alive,
+                SELECT {KEY}, count(parts.{KEY}) FILTER (dead.seq IS NULL OR parts.seq > dead.seq) > 0 AS __waxlake_is_alive,
                        max(parts.seq) FILTER (dead.seq IS NULL OR parts.seq > dead.seq) AS seq{best}
                 FROM complex LEFT JOIN parts USING ({KEY}) LEFT JOIN dead USING ({KEY}) GROUP BY {KEY}
             ),
             flows AS (SELECT {KEY}, arg_max({FLOW}, {SEQUENCE}) AS {FLOW} FROM changes GROUP BY {KEY}),
             f AS (
-                SELECT {KEY}, {keys}, {FLOW}, is_alive, seq AS {SEQUENCE}{made},
+                SELECT {KEY}, {keys}, {FLOW}, __waxlake_is_alive, seq AS {SEQUENCE}{made},
                        CASE WHEN len({kept}) > 0 THEN {kept} END AS {UNSET}
                 FROM folded JOIN keys USING ({KEY}) LEFT JOIN flows USING ({KEY})
             ),
             h AS (SELECT * FROM held QUALIFY row_number() OVER (PARTITION BY {KEY} ORDER BY {FILE}, {ROW}) = 1)
             SELECT f.*, h.{FILE},
-                   h.{KEY} IS NULL AND f.is_alive OR h.{KEY} IS NOT NULL AND (NOT f.is_alive OR NOT ({same})) AS is_changed
+                   h.{KEY} IS NULL AND f.__waxlake_is_alive OR h.{KEY} IS NOT NULL AND
+                       (NOT f.__waxlake_is_alive OR NOT ({same})) AS __waxlake_is_changed
             FROM f LEFT JOIN h USING ({KEY})
         """
 

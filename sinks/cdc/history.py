@@ -75,7 +75,7 @@ def apply_history(session: duckdb.DuckDBPyConnection, shape: TargetShape, inputs
     rows = session.sql(text.new_rows()).to_arrow_table()
     events = session.sql(text.events()).to_arrow_table()
     closing = session.sql(
-        f"SELECT {FLOW} FROM marked WHERE {KIND} = {DELETED} AND origin = {_CHANGE} AND ends_version"
+        f"SELECT {FLOW} FROM marked WHERE {KIND} = {DELETED} AND __waxlake_origin = {_CHANGE} AND __waxlake_ends_version"
     ).to_arrow_table()
     return Outcome(
         drops=drops.to_arrow_table(),
@@ -112,11 +112,13 @@ class _HistorySql:
         return f"""
             WITH {self._collapsed()},
             opened AS (
-                SELECT *, coalesce({opens}, true) AS opens, coalesce(lag({KIND}) OVER by_key = {UPSERTED}, false) AS ends_version
+                SELECT *, coalesce({opens}, true) AS __waxlake_opens,
+                    coalesce(lag({KIND}) OVER by_key = {UPSERTED}, false) AS __waxlake_ends_version
                 FROM whole WINDOW by_key AS (PARTITION BY {KEY} ORDER BY {SEQUENCE})
             )
-            SELECT {KEY}, {SEQUENCE}, {KIND}, origin, {FLOW}, opens, ends_version, unset{values},
-                   sum(opens::INTEGER) OVER (PARTITION BY {KEY} ORDER BY {SEQUENCE}) AS version
+            SELECT {KEY}, {SEQUENCE}, {KIND}, __waxlake_origin, {FLOW}, __waxlake_opens,
+                __waxlake_ends_version, __waxlake_left{values},
+                   sum(__waxlake_opens::INTEGER) OVER (PARTITION BY {KEY} ORDER BY {SEQUENCE}) AS __waxlake_version
             FROM opened
         """
 
@@ -126,22 +128,23 @@ class _HistorySql:
         unset = "NULL::VARCHAR[]"
         if self._shape.is_partial:
             parts = [
-                f"CASE WHEN bool_and(list_contains(unset, {quote_text(c)})) OVER span THEN {quote_text(c)} END"
+                f"CASE WHEN bool_and(list_contains(__waxlake_left, {quote_text(c)})) OVER span THEN {quote_text(c)} END"
                 for c in self._values
             ]
             unset = f"list_filter([{', '.join(parts)}]::VARCHAR[], lambda x: x IS NOT NULL)"
         return f"""
             WITH spans AS (
-                SELECT {KEY}, {KIND}, version, {FLOW}{values}, {SEQUENCE},
-                       {unset} AS unset_, min({SEQUENCE}) OVER span AS {START_AT},
-                       row_number() OVER (PARTITION BY {KEY}, version ORDER BY {SEQUENCE} DESC) AS back
-                FROM marked WINDOW span AS (PARTITION BY {KEY}, version)
+                SELECT {KEY}, {KIND}, __waxlake_version, {FLOW}{values}, {SEQUENCE},
+                       {unset} AS __waxlake_lefts, min({SEQUENCE}) OVER span AS {START_AT},
+                       row_number() OVER (PARTITION BY {KEY}, __waxlake_version ORDER BY {SEQUENCE} DESC) AS __waxlake_back
+                FROM marked WINDOW span AS (PARTITION BY {KEY}, __waxlake_version)
             ),
             last AS (
-                SELECT *, lead({START_AT}) OVER (PARTITION BY {KEY} ORDER BY version) AS {END_AT} FROM spans WHERE back = 1
+                SELECT *, lead({START_AT}) OVER (PARTITION BY {KEY} ORDER BY __waxlake_version) AS {END_AT}
+                    FROM spans WHERE __waxlake_back = 1
             )
             SELECT {KEY}, {self._keys}{values}, {START_AT}, {END_AT}, {FLOW},
-                   CASE WHEN len(unset_) > 0 THEN unset_ END AS {UNSET}
+                   CASE WHEN len(__waxlake_lefts) > 0 THEN __waxlake_lefts END AS {UNSET}
             FROM last JOIN keys USING ({KEY}) WHERE {KIND} = {UPSERTED}
         """
 
@@ -175,12 +178,14 @@ class _HistorySql:
         values = _list(select_list(self._values, "m."))
         return f"""
             WITH crowded AS (
-                SELECT {KEY}, version FROM marked WHERE {KIND} = {UPSERTED} GROUP BY ALL HAVING count(*) > 1
+                SELECT {KEY}, __waxlake_version FROM marked WHERE {KIND} = {UPSERTED} GROUP BY ALL HAVING count(*) > 1
             )
             SELECT {select_list(self._shape.keys, "n.")}{values}, m.{SEQUENCE}, m.{KIND},
-                   CASE WHEN len(m.unset) > 0 THEN m.unset END AS {UNSET}
-            FROM marked m JOIN keys n ON n.{KEY} = m.{KEY} LEFT JOIN crowded c ON c.{KEY} = m.{KEY} AND c.version = m.version
-            WHERE (m.{KIND} = {DELETED} AND NOT m.ends_version AND m.origin <> {_TRUNCATE}) OR c.{KEY} IS NOT NULL
+                   CASE WHEN len(m.__waxlake_left) > 0 THEN m.__waxlake_left END AS {UNSET}
+            FROM marked m JOIN keys n ON n.{KEY} = m.{KEY}
+                LEFT JOIN crowded c ON c.{KEY} = m.{KEY} AND c.__waxlake_version = m.__waxlake_version
+            WHERE (m.{KIND} = {DELETED} AND NOT m.__waxlake_ends_version AND m.__waxlake_origin <> {_TRUNCATE})
+                OR c.{KEY} IS NOT NULL
                OR (m.{KIND} = {UPSERTED} AND EXISTS (
                    SELECT 1 FROM state t WHERE t.{KEY} = m.{KEY} AND t.{SEQUENCE} = m.{SEQUENCE} AND t.{KIND} = {UPSERTED}))
         """
@@ -194,13 +199,14 @@ class _HistorySql:
         return f"""
             every AS ({self._every(self._values)}),
             whole AS (
-                SELECT {KEY}, {SEQUENCE}, {KIND}, origin, {FLOW}{values}, NULL::VARCHAR[] AS unset
-                FROM every QUALIFY row_number() OVER (PARTITION BY {KEY}, {SEQUENCE} ORDER BY {KIND} DESC{order}, origin) = 1
+                SELECT {KEY}, {SEQUENCE}, {KIND}, __waxlake_origin, {FLOW}{values}, NULL::VARCHAR[] AS __waxlake_left
+                FROM every QUALIFY row_number() OVER (PARTITION BY {KEY}, {SEQUENCE}
+                    ORDER BY {KIND} DESC{order}, __waxlake_origin) = 1
             )
         """
 
     def _partial(self) -> str:
-        parts = [(f"p{i}", quote_name(c), quote_text(c)) for i, c in enumerate(self._values)]
+        parts = [(f"__waxlake_p{i}", quote_name(c), quote_text(c)) for i, c in enumerate(self._values)]
         best = "".join(f", max({part}) FILTER ({KIND} = {UPSERTED}) AS {part}" for part, _, _ in parts)
         split = "".join(
             f", CASE WHEN NOT coalesce(list_contains({UNSET}, {text}), false) "
@@ -208,25 +214,27 @@ class _HistorySql:
             for part, column, text in parts
         )
         filled = "".join(
-            f", (last_value(CASE WHEN {KIND} = {UPSERTED} THEN {part} END IGNORE NULLS) OVER life).value AS {column}"
+            f", (last_value(CASE WHEN {KIND} = {UPSERTED} THEN {part} END IGNORE NULLS) OVER __waxlake_life).value AS {column}"
             for part, column, _ in parts
         )
         left = ", ".join(f"CASE WHEN {part} IS NULL THEN {text} END" for part, _, text in parts)
         return f"""
             every AS ({self._every([*self._values, UNSET])}),
-            split AS (SELECT {KEY}, {SEQUENCE}, {KIND}, origin, {FLOW}{split} FROM every),
+            split AS (SELECT {KEY}, {SEQUENCE}, {KIND}, __waxlake_origin, {FLOW}{split} FROM every),
             single AS (
-                SELECT {KEY}, {SEQUENCE}, max({KIND}) AS {KIND}, arg_min(origin, (-{KIND}, origin)) AS origin,
+                SELECT {KEY}, {SEQUENCE}, max({KIND}) AS {KIND},
+                    arg_min(__waxlake_origin, (-{KIND}, __waxlake_origin)) AS __waxlake_origin,
                        max({FLOW}) AS {FLOW}{best}
                 FROM split GROUP BY {KEY}, {SEQUENCE}
             ),
             lives AS (
-                SELECT *, sum(({KIND} = {DELETED})::INTEGER) OVER (PARTITION BY {KEY} ORDER BY {SEQUENCE}) AS life FROM single
+                SELECT *, sum(({KIND} = {DELETED})::INTEGER) OVER (PARTITION BY {KEY} ORDER BY {SEQUENCE})
+                    AS __waxlake_life FROM single
             ),
             whole AS (
-                SELECT {KEY}, {SEQUENCE}, {KIND}, origin, {FLOW}{filled},
-                       list_filter([{left}]::VARCHAR[], lambda x: x IS NOT NULL) AS unset
-                FROM lives WINDOW life AS (PARTITION BY {KEY}, life ORDER BY {SEQUENCE}
+                SELECT {KEY}, {SEQUENCE}, {KIND}, __waxlake_origin, {FLOW}{filled},
+                       list_filter([{left}]::VARCHAR[], lambda x: x IS NOT NULL) AS __waxlake_left
+                FROM lives WINDOW __waxlake_life AS (PARTITION BY {KEY}, __waxlake_life ORDER BY {SEQUENCE}
                                            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
             )
         """
@@ -236,7 +244,7 @@ class _HistorySql:
         names = _list(select_list(columns))
         nulls = "".join(f", NULL AS {quote_name(name)}" for name in columns)
         return f"""
-            SELECT {KEY}, {SEQUENCE}, {KIND}, {_CHANGE} AS origin, {FLOW}{names} FROM changes
+            SELECT {KEY}, {SEQUENCE}, {KIND}, {_CHANGE} AS __waxlake_origin, {FLOW}{names} FROM changes
             UNION ALL SELECT {KEY}, {SEQUENCE}, {KIND}, {_STATE}, NULL{names} FROM state t
                 WHERE {SEQUENCE} >= (SELECT min({SEQUENCE}) FROM arrivals)
                    OR EXISTS (SELECT 1 FROM stored s WHERE s.{KEY} = t.{KEY} AND s.{START_AT} <= t.{SEQUENCE})

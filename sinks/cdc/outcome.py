@@ -11,7 +11,7 @@ __all__ = ["FILE", "KEY", "ROW", "Outcome", "counts_by_flow"]
 
 FILE = "__waxlake_file"
 ROW = "__waxlake_row"
-KEY = "k"
+KEY = "__waxlake_key"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,6 +23,7 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
 from sinks.cdc.keys import KeyIndex
+from sinks.cdc.outcome import KEY
 from sinks.cdc.rules import KIND, SEQUENCE, TRUNCATED, UNSET, TargetShape
 from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation, delta_errors
@@ -95,14 +96,14 @@ class EventState:
                 raise self._lost(error) from error
 
     def events(self, index: KeyIndex) -> pa.Table:
-        """Return the events of some keys, with ``k``, the number of the key in ``index``."""
+        """Return the events of some keys, with ``KEY``, the number of the key in ``index``."""
         found = []
         for segment in self._live():
             rows = self._rows(segment)
             ids = index.find(rows)
-            rows = rows.append_column("k", ids).filter(pc.is_valid(ids))
+            rows = rows.append_column(KEY, ids).filter(pc.is_valid(ids))
             found.append(rows.filter(pc.less(rows.column(KIND), TRUNCATED)))
-        schema = pa.schema([*self.schema, pa.field("k", pa.int64())])
+        schema = pa.schema([*self.schema, pa.field(KEY, pa.int64())])
         return pa.concat_tables(found) if found else no_rows(schema)
 
     def truncates(self) -> pa.Table:

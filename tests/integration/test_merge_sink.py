@@ -96,3 +96,48 @@ def test_a_table_without_its_state_is_not_written(tmp_path: object) -> None:
         merging.send((1, "late", "u", 4))
     assert refused.value.code == "AUTO_CDC_STATE_LOST"
     assert merging.rows() == [(2, "Oslo")]
+
+
+NAMES_OF_OURS = (
+    "k",
+    "e",
+    "p",
+    "seq",
+    "version",
+    "origin",
+    "opens",
+    "unset",
+    "life",
+    "back",
+    "is_change",
+    "is_alive",
+    "is_changed",
+)
+
+
+@pytest.mark.parametrize("scd_type", [1, 2])
+@pytest.mark.parametrize("ignores_null", [False, True])
+def test_columns_may_have_any_name(scd_type: int, ignores_null: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Also those that the queries of a merge might have used for columns of their own."""
+    location = TableLocation(str(tmp_path_factory.mktemp("names") / "t"), name="t")
+    names = [*NAMES_OF_OURS, "q", "op"]
+    rules = ChangeRules(
+        keys=("k",),
+        sequence_by="q",
+        apply_as_deletes="op = 'd'",
+        except_column_list=("q", "op"),
+        ignore_null_updates=ignores_null,
+        scd_type=scd_type,
+    )
+    sink = MergeSink(target=DeltaTarget(location=location), flush=FlushPolicy(max_rows=1), rules=rules)
+    writer = sink.build_part("write", "table", None)
+    for number, (key, value, op) in enumerate(
+        [(1, 10, "u"), (2, 20, "u"), (1, 11, "u"), (2, None, "u"), (2, 0, "d"), (3, 5, "u")]
+    ):
+        row = pa.table([[key], *([[value]] * (len(NAMES_OF_OURS) - 1)), [number], [op]], names=names)
+        row = row.cast(pa.schema([(n, pa.string() if n == "op" else pa.int64()) for n in names]))
+        writer.write_batch([MicroBatch(table=row, source="s", partition="p", start=number, end=number + 1)])
+    writer.close()
+    rows = location.open().to_pyarrow_table().to_pylist()
+    current = [row for row in rows if row.get("__END_AT") is None]
+    assert sorted((row["k"], row["version"], row["is_alive"]) for row in current) == [(1, 11, 11), (3, 5, 5)]
