@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 import pyarrow as pa
 
 from sinks.state.dedupe import require_columns
 from sinks.state.operator import Applied, BoundOperator, Input
-from sinks.state.partials import Partials, partials_of
 from sinks.state.rows import ROW, TIME, judge, same_keys
 from sinks.state.store import EXPIRES, StateStore, StateTable
 from sinks.state.watermark import require_time
 from waxlake.stream.engine import open_session, quote_name, select_list
 from waxlake.stream.errors import UserError
 from waxlake.stream.schema import delta_schema, no_rows
+
+if TYPE_CHECKING:
+    from sinks.state.partials import Partials
 
 __all__ = ["Aggregate", "Window"]
 
@@ -121,6 +123,8 @@ class _BoundAggregate:
         self._rule, self._source, self._window = rule, source, rule.window
         self._keys = rule.keys
         self._is_session = rule.window is not None and rule.window.kind == "session"
+        from sinks.state.partials import partials_of  # SQL is parsed for windows only
+
         self._partials: Partials = partials_of(rule.aggregates, source.schema)
         #: Columns by which partial rows belong together, and those that say where a row lies in event time.
         self._spans = (LOW, HIGH) if self._is_session else (LOW,) if rule.window is not None else ()
