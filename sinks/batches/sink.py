@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -87,6 +87,8 @@ class _FlowRows:
 
 class _BatchWriter(TableWriter):
     """The one writer of a sink in this run."""
+
+    leaves_small_files: ClassVar[bool] = False
 
     def __init__(self, sink: BatchSink) -> None:
         super().__init__(sink)

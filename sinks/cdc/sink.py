@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import ClassVar
 
 import duckdb
 import pyarrow as pa
@@ -79,6 +80,8 @@ class _Changes:
 
 class _MergeWriter(TableWriter):
     """The one committer of a merged table in this run."""
+
+    leaves_small_files: ClassVar[bool] = False
 
     def __init__(self, sink: MergeSink) -> None:
         super().__init__(sink)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
@@ -190,7 +190,13 @@ class Output:
 
 
 class TableWriter(StatefulSinkPartition[MicroBatch, None]):
-    """The one committer of a table in this run."""
+    """The one committer of a table in this run.
+
+    Attributes:
+        leaves_small_files: Whether maintenance has to put its files together; some writers do it as they go.
+    """
+
+    leaves_small_files: ClassVar[bool] = True
 
     def __init__(self, sink: DeltaSink) -> None:
         self._sink, self._target, self._policy = sink, sink.target, sink.flush
@@ -469,7 +475,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         if not (self._sink.control.maintains and self._target.is_maintained):
             return
         if self._maintained is None:
-            compacts = isinstance(self._rows, DataFileWriter) and not self._target.replaces
+            compacts = self.leaves_small_files and not self._target.replaces
             self._maintained = self._maintenance(self._committer, compacts=compacts)
         self._maintained.after_commit(files)
         if quarantine is not None and quarantine.adds:

@@ -21,7 +21,7 @@ from deltalake.transaction import AddAction
 
 from sinks.delta.protocol import FENCE_APP_ID, METADATA_KEY
 from waxlake.stream.delta_table import REBUILT_APP_ID, TableLocation, delta_errors
-from waxlake.stream.errors import CommitConflict, TransientError
+from waxlake.stream.errors import CommitConflict, TerminalError, TransientError
 from waxlake.stream.failpoints import failpoint
 
 __all__ = ["positions_of", "refresh_app_id", "swap_in"]
@@ -130,9 +130,24 @@ def positions_of(shadow: TableLocation) -> dict[str, int]:
 
 
 def _actions(shadow: TableLocation, handle: DeltaTable) -> list[dict[str, Any]]:
-    """Return every action of a young log, in order."""
-    entries = [shadow.read_log(version) for version in range(handle.version() + 1)]
-    return [action for entry in entries if entry is not None for action in entry]
+    """Return every action of a young log, in order.
+
+    Raises:
+        TerminalError: An entry of it is gone. Not retryable.
+    """
+    actions: list[dict[str, Any]] = []
+    for version in range(handle.version() + 1):
+        entry = shadow.read_log(version)
+        if entry is None:
+            raise TerminalError(
+                f"cannot put table '{shadow.label}' in its place",
+                code="REFRESH_LOG_GONE",
+                found=f"no log entry of version {version} of the table that was filled anew",
+                expected=f"every entry up to version {handle.version()}",
+                remedy="Its log was cleaned by other means. Run the full refresh again; the table is as it was",
+            )
+        actions += entry
+    return actions
 
 
 def _live_files(shadow: TableLocation, handle: DeltaTable) -> list[dict[str, Any]]:

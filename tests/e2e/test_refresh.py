@@ -47,6 +47,27 @@ def versions(shop: Project) -> dict[str, int]:
     return {name: shop.handle(name).version() for name in TABLES}
 
 
+def test_p93_a_table_that_keeps_no_old_files_is_filled_anew_whole(shop: Project) -> None:
+    """Maintenance of the new table must not clean the log from which its files are taken over; it goes on afterwards."""
+    kept = dict.fromkeys(("waxlake.vacuum.interval", "delta.logRetentionDuration"), "interval 0 seconds")
+    properties = {
+        **kept,
+        "delta.deletedFileRetentionDuration": "interval 0 seconds",
+        "waxlake.compaction.minFiles": "2",
+    }
+    text = DEFINITIONS.format(low=2, more="").replace("@wl.table\n", f"@wl.table(table_properties={properties})\n")
+    shop.define(
+        text + "\n@wl.append_flow(target='clean')\ndef more():\n    return wl.read_stream('raw').where('id = 0')\n"
+    )
+    shop.run("--full-refresh-all")
+    ids = shop.rows("clean", "id")
+    shop.land("2.json", {"id": 20, "amount": 20.0, "country": "x"})
+    shop.run()
+    shop.run("--full-refresh", "clean")
+    assert shop.rows("clean", "id") == sorted([*ids, 20]) == [3, 4, 5, 6, 7, 8, 9, 20]
+    assert shop.rows("total", "n") == [8]
+
+
 def test_p62_only_the_named_tables_are_brought_up_to_date(shop: Project) -> None:
     shop.land("2.json", {"id": 20, "amount": 20.0, "country": "x"})
 

@@ -15,13 +15,14 @@ __all__ = ["first_needed_version", "report_maintenance"]
 def first_needed_version(checked: CheckedGraph, name: str) -> int | None:
     """Return the first version of a table that a flow of the pipeline has not read whole; None if nobody follows it.
 
+    A table that is being filled anew for a full refresh is read from its first version by that.
     A flow that has not begun needs all of them if this update is about to begin it, and none if not: one that begins after a
     vacuum begins with the table as it is.
 
     Raises:
         ExternalError: A table cannot be read.
     """
-    needed: list[int] = []
+    needed: list[int] = [0] if checked.is_shadow else []
     for part in checked.flows:
         location = checked.graph.datasets[part.flow.target].location
         if not isinstance(part.read, TableRead) or part.read.name != name or location is None or not location.exists():
