@@ -100,8 +100,8 @@ class Project:
         return self.write(f"{folder}/{name}", "".join(json.dumps(row) + "\n" for row in rows))
 
     def process_environ(self, **environ: str) -> dict[str, str]:
-        """Return the environment of a command: nothing of Waxlake or a cloud is inherited."""
-        foreign = ("WAXLAKE_", "BYTEWAX_", "AWS_")
+        """Return the environment of a command: nothing of Waxlake or a cloud is inherited; bytecode is kept, as for a user."""
+        foreign = ("WAXLAKE_", "BYTEWAX_", "AWS_", "PYTHONDONTWRITEBYTECODE")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
         return {**kept, "PYTHONPATH": str(SOURCES), "COLUMNS": "200", **self.environ, **environ}
 

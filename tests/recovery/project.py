@@ -21,6 +21,9 @@ MODES: dict[str, list[str]] = {
 }
 
 
+_FOREIGN = ("WAXLAKE_FAILPOINT", "WAXLAKE_SPEC", "PYTHONDONTWRITEBYTECODE")
+
+
 @dataclass(slots=True)
 class Project:
     """A project in a folder.
@@ -33,7 +36,7 @@ class Project:
 
     def start(self, mode: str, failpoint: str | None = None) -> subprocess.Popen[bytes]:
         """Start the pipeline's process, to be killed at a failpoint if one is given."""
-        environ = {k: v for k, v in os.environ.items() if k not in ("WAXLAKE_FAILPOINT", "WAXLAKE_SPEC")}
+        environ = {k: v for k, v in os.environ.items() if k not in _FOREIGN}
         environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         if failpoint is not None:
             environ["WAXLAKE_FAILPOINT"] = failpoint if ":" in failpoint else f"{failpoint}:1"
