@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
+from deltalake.exceptions import CommitFailedError
+
 from sinks.delta.compaction import CompactionPolicy, compact
 from sinks.delta.files import stored_files
 from sinks.delta.protocol import Committer
-from waxlake.stream.delta_table import REBUILT_APP_ID
+from waxlake.stream.delta_table import REBUILT_APP_ID, delta_errors
 from waxlake.stream.errors import UsageError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.table_properties import order_columns
@@ -93,10 +95,11 @@ class Maintenance:
     def after_commit(self, files: int) -> None:
         """Do what is due, after a commit that added ``files`` data files. Never raises for what goes wrong in it."""
         try:
-            self._after_commit(files)
-        except WaxlakeError as error:
+            with delta_errors(f"maintain table '{self._table}'"):
+                self._after_commit(files)
+        except (WaxlakeError, CommitFailedError) as error:
             self._files_since = 0  # the next look is after as many files again
-            self._tell("postponed", {}, error)
+            self._tell("postponed", {}, error if isinstance(error, WaxlakeError) else None)
 
     def _after_commit(self, files: int) -> None:
         if self._properties is None:
