@@ -108,7 +108,7 @@ def test_one_who_waits_can_be_asked_to_stop(shop: Project) -> None:
         run.stop()
 
 
-def test_w04_two_pipelines_on_one_storage_share_it_but_no_table(shop: Project, tmp_path: Path) -> None:
+def test_p12_w04_two_pipelines_on_one_storage_share_it_but_no_table(shop: Project, tmp_path: Path) -> None:
     run(shop)
     other = Project(tmp_path / "other", storage=str(shop.folder / "lake"))
     other.spec(name="other")
