@@ -44,6 +44,9 @@ from waxlake.stream.table_properties import order_columns
 __all__ = ["DeltaSink", "DeltaTarget", "FlushPolicy", "Output", "RowStore", "SinkControl", "TableWriter"]
 
 
+_REST = 5.0  # times the last commit's duration
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlushPolicy:
     """When a sink commits: at the first of these.
@@ -52,8 +55,8 @@ class FlushPolicy:
         max_rows: Rows buffered.
         max_bytes: Arrow bytes buffered.
         max_age_s: Seconds since the first buffered row.
-        is_prompt: Rows do not wait for their age where the last commit is as old as that already: one commit in
-            ``max_age_s`` at most, and none later than it has to be.
+        is_prompt: Rows do not wait for their age where the last commit is as old as that already, and some times as old as it
+            took: one commit in ``max_age_s`` at most, none later than it has to be, and on a slow store not one a batch.
         max_idle_s: Seconds since positions moved without any row surviving.
         max_files: Files of which the commit's metadata tells; keeps that small.
     """
@@ -216,7 +219,7 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._tally = CommitTally()
         self._since_s: float | None = None
         self._moved_since_s: float | None = None
-        self._flushed_at_s = -math.inf
+        self._flushed_at_s, self._flush_took_s = -math.inf, 0.0
         self._ended: dict[tuple[str, str], set[str]] = {}
         self._reached: dict[tuple[str, str], set[str]] = {}
         self._is_ending = False
@@ -253,8 +256,10 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
             return
         try:
             if self._is_due():
+                started_s = self._clock.now_s()
                 with delta_errors(f"write table '{self._target.location.label}'"):
                     self._flush()
+                self._flush_took_s = self._clock.now_s() - started_s
         except WaxlakeError as error:
             self._fail(error)
 
@@ -409,11 +414,12 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         now_s = self._clock.now_s()
         if self._since_s is None:
             return now_s - (self._moved_since_s or now_s) >= self._policy.max_idle_s
-        waiting_since_s = min(self._since_s, self._flushed_at_s) if self._policy.is_prompt else self._since_s
+        is_rested = now_s - self._flushed_at_s >= max(self._policy.max_age_s, _REST * self._flush_took_s)
         return (
             self._rows.rows >= self._policy.max_rows
             or self._rows.size_bytes >= self._policy.max_bytes
-            or now_s - waiting_since_s >= self._policy.max_age_s
+            or now_s - self._since_s >= self._policy.max_age_s
+            or (self._policy.is_prompt and is_rested)
         )
 
     def _output(self, committer: Committer) -> Output:

@@ -169,7 +169,7 @@ class FilesLake(Project):
         self.await_landing()
         process = Project.start(self, mode)
         if mode == "continuous":
-            deadline_s = time.monotonic() + 90
+            deadline_s = time.monotonic() + 400
             while process.poll() is None and not self._has_everything():
                 assert time.monotonic() < deadline_s, f"the continuous run did not catch up:\n{self.log(mode)}"
                 time.sleep(0.2)

@@ -139,7 +139,7 @@ class RecoveryLake(Project):
         assert wait(process) == 0, self.log(mode)
 
     def await_everything(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline and process.poll() is None:
             if self._has_everything():
                 return

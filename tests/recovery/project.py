@@ -77,7 +77,7 @@ class Project:
     def run_and_kill_when(self, mode: str, is_time: Callable[[], bool], seconds: float) -> bool:
         """Run, and kill the process group some seconds after something has happened; return whether it was still alive."""
         process = self.start(mode)
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 240
         while not is_time() and process.poll() is None:
             assert time.monotonic() < deadline_s, self.log(mode)
             time.sleep(0.02)
@@ -91,7 +91,7 @@ class Project:
         return False
 
 
-def wait(process: subprocess.Popen[bytes], timeout_s: float = 120) -> int:
+def wait(process: subprocess.Popen[bytes], timeout_s: float = 300) -> int:
     """Wait for a process; one that hangs is killed and fails the test."""
     try:
         return process.wait(timeout=timeout_s)

@@ -130,7 +130,7 @@ class SinksLake(Project):
         assert wait(process) == 0, self.log(mode)
 
     def _await_everything(self, process: subprocess.Popen[bytes]) -> None:
-        deadline_s = time.monotonic() + 90
+        deadline_s = time.monotonic() + 400
         while time.monotonic() < deadline_s and process.poll() is None:
             good = self.published - self.bad
             called = {tuple(row) for call in self.calls() for row in call["rows"]}

@@ -10,7 +10,7 @@ import pytest
 from tests.recovery.lake import RecoveryLake
 from waxlake.stream.failpoints import FAILPOINTS, MAINTENANCE_FAILPOINTS
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.mark.parametrize("mode", ["triggered", "continuous", "two-workers", "two-processes", "bytewax-run"])

@@ -17,7 +17,7 @@ from tests.property.cdc_model import LEFT, Change
 from tests.property.test_auto_cdc import SOURCE_FLOW, Target, Variant
 from waxlake.stream.failpoints import MERGE_FAILPOINTS
 
-pytestmark = [pytest.mark.kills, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kills, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -15,7 +15,7 @@ from tests.recovery.database import DatabaseLake
 from tests.recovery.workload import KEYS, Workload
 from tests.services.mariadb import MariaDB
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 class Source:

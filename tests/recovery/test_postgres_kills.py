@@ -11,7 +11,7 @@ import pytest
 from tests.recovery.postgres_lake import PostgresLake
 from tests.services.postgres import PostgresServer
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.kills]
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.kills]
 
 LOAD = ("load-planned:1", "load-planned:2", "chunk-recorded:1", "chunk-read:1", "chunk-read:4", "committed:1")
 STREAM = (

@@ -18,7 +18,7 @@ from waxlake.pipeline.selection import Selection
 from waxlake.pipeline.spec import load_spec
 from waxlake.stream.errors import TerminalError, UsageError
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(1200)
 
 DEFINITIONS = """
 @wl.table(partition_cols=["country"])

@@ -11,7 +11,7 @@ from tests.conftest import LakeStorage
 from tests.recovery.sinks_lake import SinksLake
 from waxlake.stream.failpoints import SINK_FAILPOINTS
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 _LATER = ("batch-decided:2", "batch-sent:3", "batch-delivered:4", "quarantine-pending")
 
 

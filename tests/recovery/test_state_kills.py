@@ -13,7 +13,7 @@ import pytest
 from tests.recovery.state_writer import batches, bench
 from waxlake.stream.failpoints import STATE_FAILPOINTS
 
-pytestmark = [pytest.mark.kills, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kills, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 
 from tests.recovery.project import Project, wait
 
-pytestmark = [pytest.mark.kills, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kills, pytest.mark.timeout(1200)]
 START, DELAY, SPAN = 1_700_000_000, 120, 60
 DEFINITIONS = """
 import waxlake as wl

@@ -17,7 +17,7 @@ from deltalake import write_deltalake
 from tests.property.test_views import QUERIES
 from tests.property.view_lab import A, B, ViewLab
 
-pytestmark = [pytest.mark.kills, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kills, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("projection", "grouped", "grouped_more", "left_join", "full_join", "union_all", "distinct_rows", "windows")
 POINTS = ("files-written", "committed")
