@@ -21,9 +21,9 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from sinks.delta.log_state import LogState, read_state
 from sinks.delta.protocol import METADATA_KEY
-from sinks.delta.swap import refresh_app_id
+from sinks.delta.swap import refresh_app_id, require_fence
 from waxlake.stream.delta_table import FORGOTTEN, REBUILT_APP_ID, TableLocation, delta_errors
-from waxlake.stream.errors import CommitConflict, TerminalError, TransientError
+from waxlake.stream.errors import TerminalError, TransientError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import FENCE_APP_ID
 
@@ -67,15 +67,7 @@ def rewind_table(
         done = handle.transaction_version(refresh_app_id(key))
         if done is not None:
             return int(done)
-        fence = handle.transaction_version(FENCE_APP_ID) or 0
-        if fence > run_number:
-            raise CommitConflict(
-                f"cannot rewind table '{location.label}' at version {handle.version()}",
-                code="COMMIT_CONFLICT",
-                found=f"fence {fence} of a newer run",
-                expected=f"at most {run_number}, the fence of this run",
-                remedy="Another run is writing this table. Rewind when it has ended",
-            )
+        require_fence(handle, f"rewind table '{location.label}'", run_number, "Rewind when it has ended")
         now, then = read_state(location, handle.version()), read_state(location, version)
         new = handle.version() + 1
         versions = {**_versions(now, then), **positions}

@@ -24,7 +24,7 @@ from waxlake.stream.delta_table import REBUILT_APP_ID, TableLocation, delta_erro
 from waxlake.stream.errors import CommitConflict, TerminalError, TransientError
 from waxlake.stream.failpoints import failpoint
 
-__all__ = ["positions_of", "refresh_app_id", "swap_in"]
+__all__ = ["positions_of", "refresh_app_id", "require_fence", "swap_in"]
 
 _ATTEMPTS: Final = 30
 
@@ -70,15 +70,9 @@ def swap_in(
         done = handle.transaction_version(refresh_app_id(refresh))
         if done is not None:
             return int(done)
-        fence = handle.transaction_version(FENCE_APP_ID) or 0
-        if fence > run_number:
-            raise CommitConflict(
-                f"cannot replace table '{table.label}' at version {handle.version()}",
-                code="COMMIT_CONFLICT",
-                found=f"fence {fence} of a newer run",
-                expected=f"at most {run_number}, the fence of this run",
-                remedy="Another run is writing this table. Run the full refresh again when it has ended",
-            )
+        require_fence(
+            handle, f"replace table '{table.label}'", run_number, "Run the full refresh again when it has ended"
+        )
         version = handle.version() + 1
         versions = {**positions, FENCE_APP_ID: run_number, refresh_app_id(refresh): version, REBUILT_APP_ID: version}
         if _replaced(handle, table, new, adds, versions, facts):
@@ -89,6 +83,29 @@ def swap_in(
         code="COMMIT_CONTENTION",
         remedy="Other writers change this table all the time; give it one writer",
     )
+
+
+def require_fence(handle: DeltaTable, doing: str, run_number: int, remedy: str) -> None:
+    """Stop if a newer run than ours writes a table.
+
+    Args:
+        handle: The table, as it is about to be committed to.
+        doing: What is about to be done, as ``replace table 'orders'``.
+        run_number: Fence of this run.
+        remedy: What to do once the other has ended.
+
+    Raises:
+        CommitConflict: It does. Not retryable.
+    """
+    fence = handle.transaction_version(FENCE_APP_ID) or 0
+    if fence > run_number:
+        raise CommitConflict(
+            f"cannot {doing} at version {handle.version()}",
+            code="COMMIT_CONFLICT",
+            found=f"fence {fence} of a newer run",
+            expected=f"at most {run_number}, the fence of this run",
+            remedy=f"Another run is writing this table. {remedy}",
+        )
 
 
 def _replaced(
