@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,16 @@ def shop(project: Project) -> Project:
     return project
 
 
-def started(project: Project, *words: str) -> subprocess.Popen[str]:
-    """Start a command in the background; its output is a pipe."""
+@contextmanager
+def started(project: Project, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a command in the background while the block runs; its output is a pipe."""
     environ = project.process_environ(WAXLAKE_PROGRESS="lines")
-    return subprocess.Popen(
-        [sys.executable, *words], cwd=project.folder, env=environ, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, *words]
+    with subprocess.Popen(command, cwd=project.folder, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run(project: Project, **options: Any) -> UpdateResult:

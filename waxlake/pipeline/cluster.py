@@ -26,6 +26,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
+from waxlake.pipeline.signals import draining_on_signals
 from waxlake.stream.errors import InternalError, SchemaGrown, TerminalError, WaxlakeError
 
 if TYPE_CHECKING:
@@ -202,8 +203,6 @@ def run_processes(spec: Spec, options: RunOptions, lease: UpdateLease) -> Update
 
 def _run_children(spec: Spec, options: RunOptions, is_draining: threading.Event, lease: UpdateLease) -> list[int]:
     """Start all processes, wait for them, and return how each ended."""
-    from waxlake.pipeline.run import draining_on_signals
-
     mode, processes = options.mode or spec.mode, options.processes
     addresses = ";".join(f"127.0.0.1:{port}" for port in _free_ports(processes))
     environ = {

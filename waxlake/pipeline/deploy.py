@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -46,14 +45,13 @@ def flow() -> Dataflow:
     from waxlake.pipeline.notify import Notifier
     from waxlake.pipeline.prepared import prepare_run
     from waxlake.pipeline.selection import Selection
+    from waxlake.pipeline.signals import drain_on_signals
     from waxlake.pipeline.spec import load_spec
 
     cluster = cluster_from_arguments(sys.argv[1:], os.environ)
     spec = load_spec(params=json.loads(os.environ.get("WAXLAKE_PARAMS") or "{}"))
     stopping = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: stopping.set())
+    drain_on_signals(stopping.set)
     lease = _lease(spec, os.environ, stopping) if cluster.process_id == 0 else None
     if lease is not None:
         atexit.register(lease.close)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
 
 from sinks.delta.protocol import new_run_number
 from waxlake.pipeline.check import CheckedGraph, check_graph
@@ -23,13 +20,12 @@ from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.retry import back_off_s, failed_tables
 from waxlake.pipeline.selection import RESET_ALLOWED, Selection
+from waxlake.pipeline.signals import draining_on_signals
 from waxlake.pipeline.sink_refresh import refuse_refresh, sinks_that_resend
 from waxlake.pipeline.spec import Spec
-from waxlake.stream.errors import (
-    WaxlakeError,
-)
+from waxlake.stream.errors import WaxlakeError
 
-__all__ = ["RunOptions", "draining_on_signals", "run_update"]
+__all__ = ["RunOptions", "run_update"]
 
 EPOCH_INTERVAL = timedelta(milliseconds=500)
 _PLANS = 3
@@ -257,24 +253,3 @@ def _run_dataflow(run: PreparedRun, main: Callable[[], None]) -> None:
             raise
         run.fail(cause)
         raise cause from exc
-
-
-@contextmanager
-def draining_on_signals(drain: Callable[[], None]) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into a drain while the block runs; a second one is taken at its word."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Any] = {}
-
-    def handle(number: int, _frame: Any) -> None:
-        drain()
-        signal.signal(number, before[number] if before[number] is not None else signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for installed, handler in before.items():
-            signal.signal(installed, handler)
