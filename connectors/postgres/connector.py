@@ -10,14 +10,22 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from connectors.postgres.catalog import SourceTable, TypeCatalog, read_tables, union_of
-from connectors.postgres.client import connect, format_lsn, parse_lsn, postgres_errors, server_label
+from connectors.postgres.client import (
+    connect,
+    connect_replication,
+    format_lsn,
+    parse_lsn,
+    postgres_errors,
+    server_label,
+)
 from connectors.postgres.ledger import SourceLedger
 from connectors.postgres.load import LOADED
-from connectors.postgres.preparation import Preparation, Slot, find_slot, missing_tables
+from connectors.postgres.preparation import Preparation, Slot, check_confirmed, find_slot, lost_slot, missing_tables
 from connectors.postgres.reader import PostgresReader
 from connectors.postgres.rows import RowMaker
 from connectors.postgres.settings import PostgresSettings
 from connectors.postgres.stream import ChangeStream
+from connectors.postgres.timeline import SNAPSHOT, TIMELINE, ServerIdentity, check_history, identify
 from connectors.postgres.types import PostgresType
 from waxlake.stream.batch import Backlog
 from waxlake.stream.changes import CHANGE_COLUMNS
@@ -157,7 +165,7 @@ class PostgresConnector:
             slot_key, epochs = self._slot_key, self._ledger.epochs(self._slot_key)
             slot = find_slot(connection, self.settings.slot)
             if slot.is_lost if slot is not None else epochs and not self._is_anew:
-                raise self._slot_lost(slot)
+                raise lost_slot(self._read_as, slot)
             creates = slot is None and self.settings.create
             self._tables = Preparation(connection, self.settings, tables).run(creates_slot=creates)
             if slot is None:
@@ -179,7 +187,7 @@ class PostgresConnector:
                     state=None, note=f"slot {self.settings.slot!r} is made ready first, and every table is loaded"
                 )
             if slot.is_lost:
-                raise self._slot_lost(slot)
+                raise lost_slot(self._read_as, slot)
             with postgres_errors("read the position of a database"), connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() "
@@ -197,8 +205,8 @@ class PostgresConnector:
 
     def start_over(self, error: SourceMoved) -> bool:
         """Drop the slot and begin a new epoch, if ``on_slot_lost`` says so."""
-        if self.settings.on_slot_lost != "resnapshot":
-            return False
+        if self.settings.on_slot_lost != "resnapshot" or error.code == "SOURCE_RECREATED":
+            return False  # another cluster is another source
         with contextlib.closing(connect(self._dsn)) as connection:
             epochs = self._ledger.epochs(self._slot_key)
             if not epochs:
@@ -211,6 +219,19 @@ class PostgresConnector:
                     cursor.execute("SELECT pg_drop_replication_slot(%s)", (self.settings.slot,))
         return True
 
+    def note_names(self) -> tuple[str, ...]:
+        """Return the names of what is stored beside positions: the timeline, and where a load's snapshot stood."""
+        return (TIMELINE, SNAPSHOT)
+
+    def settle(self, plan: SourcePlan) -> None:
+        """Look whether what the tables hold is part of the server's history; positions stay as they are.
+
+        Raises:
+            SourceMoved: ``POSTGRES_DIVERGED``, ``POSTGRES_SLOT_LOST``, ``POSTGRES_SLOT_AHEAD``. Not retryable.
+            TransientError: The server is away. Retryable.
+        """
+        self._checked_server(plan)
+
     def groups(self, plan: SourcePlan, count: int) -> Mapping[str, tuple[str, ...]]:
         """Return the one group: a slot has one reader."""
         return {"0000": tuple(sorted(plan.partitions))} if plan.partitions else {}
@@ -219,17 +240,17 @@ class PostgresConnector:
         """Return a reader; it connects with its first ``read``.
 
         Raises:
-            SourceMoved: The slot was confirmed beyond what the tables hold. Not retryable.
+            SourceMoved: The slot was confirmed beyond what the tables hold, or the server has another history. Not retryable.
         """
-        with contextlib.closing(connect(self._dsn)) as connection:
-            self._check_confirmed(find_slot(connection, self.settings.slot), plan)
+        server, epoch = self._checked_server(plan), int(plan.identity.rpartition("/")[2])
         return PostgresReader(
             self.settings,
             plan,
             {table.oid: table for table in self._found().values()},
             self._ledger,
-            maker=RowMaker(self.settings, self._ledger, self._source_key, self._resolve, columns),
-            is_reload=not plan.identity.endswith("/0"),
+            server=server,
+            maker=RowMaker(self.settings, self._ledger, self._source_key, self._resolve, columns, epoch=epoch),
+            is_reload=epoch > 0,
             on_stream=self._follow,
         )
 
@@ -255,6 +276,20 @@ class PostgresConnector:
             with postgres_errors(f"move slot {self.settings.slot!r}"), connection.cursor() as cursor:
                 cursor.execute("SELECT pg_replication_slot_advance(%s, %s)", (self.settings.slot, format_lsn(position)))
             failpoint("confirmed")
+
+    def _checked_server(self, plan: SourcePlan) -> ServerIdentity:
+        """Return the server that answers, after a look whether a plan can be read from it."""
+        with contextlib.closing(connect_replication(self._dsn)) as connection:
+            server = identify(connection)
+            check_history(self._read_as, server, plan)
+            starts = [part.start for key, part in plan.partitions.items() if ":" not in key]
+            if starts:
+                check_confirmed(self._read_as, find_slot(connection, self.settings.slot), min(starts))
+        return server
+
+    @property
+    def _read_as(self) -> str:
+        return f"{self.name} (slot {self.settings.slot!r})"
 
     def _follow(self, stream: ChangeStream | None) -> None:
         self._stream = stream
@@ -326,30 +361,6 @@ class PostgresConnector:
                 cursor.execute("SET synchronous_commit = local")
                 cursor.execute("SELECT pg_logical_emit_message(true, 'waxlake', '')::text")
             return parse_lsn(cursor.fetchone()[0])
-
-    def _slot_lost(self, slot: Slot | None) -> SourceMoved:
-        return SourceMoved(
-            f"cannot go on reading {self.name}",
-            code="POSTGRES_SLOT_LOST",
-            found=f"no slot {self.settings.slot!r}" if slot is None else f"slot {slot.name!r} with wal_status lost",
-            expected="a slot that still has the changes since the last run",
-            remedy="Set on_slot_lost='resnapshot' to load the tables again; raise max_slot_wal_keep_size if the server "
-            "gave it up",
-        )
-
-    def _check_confirmed(self, slot: Slot | None, plan: SourcePlan) -> None:
-        """Starting below the confirmed position, the server would jump forward without a word."""
-        if slot is None or slot.is_lost:
-            raise self._slot_lost(slot)
-        starts = [part.start for key, part in plan.partitions.items() if ":" not in key]
-        if starts and min(starts) < slot.confirmed:
-            raise SourceMoved(
-                f"cannot go on reading {self.name}",
-                code="POSTGRES_SLOT_AHEAD",
-                found=f"slot {slot.name!r} confirmed up to {format_lsn(slot.confirmed)}",
-                expected=f"at most {format_lsn(min(starts))}, what the tables hold",
-                remedy="Somebody else moved the slot. Set on_slot_lost='resnapshot' to load the tables again",
-            )
 
 
 class PostgresSource(StandaloneSource):

@@ -48,6 +48,7 @@ from connectors.postgres.catalog import SourceTable
 from connectors.postgres.client import connect, connect_replication, parse_lsn, postgres_errors
 from connectors.postgres.ledger import SourceLedger
 from connectors.postgres.settings import PostgresSettings
+from connectors.postgres.timeline import ServerIdentity, check_same, identify
 from connectors.postgres.types import decode_as
 from waxlake.stream.errors import InternalError, TransientError, WaxlakeError, shorten
 from waxlake.stream.failpoints import failpoint
@@ -90,6 +91,7 @@ class Loader:
         ledger: Where chunks end.
         identity: The source; bounds belong to it.
         starts: Tables to load and where each goes on.
+        server: The server that is expected to answer.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class Loader:
         ledger: SourceLedger,
         identity: str,
         starts: Sequence[tuple[SourceTable, int]],
+        *,
+        server: ServerIdentity,
     ) -> None:
-        self._settings, self._ledger, self._identity = settings, ledger, identity
+        self._settings, self._ledger, self._identity, self._server = settings, ledger, identity, server
         self._todo = deque(starts)
         self._changed = threading.Condition()
         self._chunks: deque[Chunk] = deque()
@@ -154,7 +158,7 @@ class Loader:
 
     def _run(self) -> None:
         """Load one table after the other; runs in a thread."""
-        session = _Session(self._settings)
+        session = _Session(self._settings, self._server)
         self._sessions.append(session)
         try:
             while not self._is_closing:
@@ -235,8 +239,8 @@ class Loader:
 class _Session:
     """A connection whose transaction sees the snapshot that a temporary slot exported. Used by one thread."""
 
-    def __init__(self, settings: PostgresSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: PostgresSettings, server: ServerIdentity) -> None:
+        self._settings, self._server = settings, server
         self._dsn = settings.dsn.get_secret_value()
         self._connection: Any = None
         self._exporter: Any = None
@@ -248,6 +252,7 @@ class _Session:
 
         Raises:
             TransientError: The server is away. Retryable.
+            SourceChanged: Another server answers. Planning again settles it.
         """
         is_old = time.monotonic() - self._taken_at_s > self._settings.load_snapshot_age
         if self._connection is None or is_old or is_fresh:
@@ -260,6 +265,7 @@ class _Session:
         name = f"waxlake_load_{uuid.uuid4().hex[:16]}"
         with postgres_errors("take a snapshot"):
             self._exporter = connect_replication(self._dsn)
+            check_same(identify(self._exporter), self._server)
             with self._exporter.cursor() as cursor:
                 cursor.execute(f'CREATE_REPLICATION_SLOT "{name}" TEMPORARY LOGICAL pgoutput')
                 _, point, exported, _ = cursor.fetchone()

@@ -12,11 +12,11 @@ from typing import Any, Final
 from psycopg2 import sql
 
 from connectors.postgres.catalog import SourceTable
-from connectors.postgres.client import parse_lsn, postgres_errors, server_label
+from connectors.postgres.client import format_lsn, parse_lsn, postgres_errors, server_label
 from connectors.postgres.settings import PostgresSettings
-from waxlake.stream.errors import TerminalError
+from waxlake.stream.errors import SourceMoved, TerminalError
 
-__all__ = ["Preparation", "Slot", "find_slot", "missing_tables"]
+__all__ = ["Preparation", "Slot", "check_confirmed", "find_slot", "lost_slot", "missing_tables"]
 
 _MIN_VERSION: Final = 130_000
 _SLOT: Final = """
@@ -64,6 +64,45 @@ class Slot:
     def is_lost(self) -> bool:
         """Whether it can never be read again."""
         return self.wal_status == "lost" or not self.restart
+
+
+def lost_slot(reader: str, slot: Slot | None) -> SourceMoved:
+    """Return the error for a slot that is lost, or that is not there any more.
+
+    Args:
+        reader: Who reads it.
+        slot: The slot, if there is one.
+    """
+    return SourceMoved(
+        f"cannot go on reading {reader}",
+        code="POSTGRES_SLOT_LOST",
+        found="no such slot" if slot is None else f"slot {slot.name!r} with wal_status lost",
+        expected="a slot that still has the changes since the last run",
+        remedy="Set on_slot_lost='resnapshot' to load the tables again; raise max_slot_wal_keep_size if the server gave it up",
+    )
+
+
+def check_confirmed(reader: str, slot: Slot | None, start: int) -> None:
+    """Look whether a slot has what comes from a position on: below the confirmed one the server jumps without a word.
+
+    Args:
+        reader: Who reads it.
+        slot: The slot, if there is one.
+        start: Position to begin at.
+
+    Raises:
+        SourceMoved: ``POSTGRES_SLOT_LOST``, ``POSTGRES_SLOT_AHEAD``. Not retryable.
+    """
+    if slot is None or slot.is_lost:
+        raise lost_slot(reader, slot)
+    if start < slot.confirmed:
+        raise SourceMoved(
+            f"cannot go on reading {reader}",
+            code="POSTGRES_SLOT_AHEAD",
+            found=f"slot {slot.name!r} confirmed up to {format_lsn(slot.confirmed)}",
+            expected=f"at most {format_lsn(start)}, what the tables hold",
+            remedy="Somebody else moved the slot, or made it. Set on_slot_lost='resnapshot' to load the tables again",
+        )
 
 
 def find_slot(connection: Any, name: str) -> Slot | None:

@@ -24,6 +24,7 @@ from connectors.postgres.load import LOADED, Chunk, Loader
 from connectors.postgres.rows import RowMaker
 from connectors.postgres.settings import PostgresSettings
 from connectors.postgres.stream import ChangeStream, Segment
+from connectors.postgres.timeline import SNAPSHOT, TIMELINE, ServerIdentity
 from waxlake.stream.batch import Backlog, MicroBatch
 from waxlake.stream.changes import COMMIT_POSITION
 from waxlake.stream.errors import SourceChanged, TerminalError, TransientError
@@ -44,6 +45,7 @@ class PostgresReader:
         plan: What to read.
         tables: Its tables, by oid.
         ledger: Where chunks end.
+        server: The server that the plan was made for.
         maker: Makes the rows.
         is_reload: Whether tables are loaded again after a slot was lost: a truncate comes first.
         on_stream: Told of the stream while one is open.
@@ -58,12 +60,13 @@ class PostgresReader:
         tables: Mapping[int, SourceTable],
         ledger: SourceLedger,
         *,
+        server: ServerIdentity,
         maker: RowMaker,
         is_reload: bool,
         on_stream: Callable[[ChangeStream | None], None],
     ) -> None:
         self._settings, self._plan, self._ledger, self._maker = settings, plan, ledger, maker
-        self._is_reload, self._on_stream = is_reload, on_stream
+        self._is_reload, self._on_stream, self._identity = is_reload, on_stream, server
         self._tables = {oid: table for oid, table in tables.items() if table.partition in plan.partitions}
         self._positions = {key: part.read_from for key, part in plan.partitions.items()}
         marks = [part.mark for part in self._stream_parts().values() if part.mark is not None]
@@ -96,8 +99,8 @@ class PostgresReader:
 
         Raises:
             TransientError: The server is away, or the slot is in use. Retryable.
-            SourceMoved: ``POSTGRES_SLOT_LOST``. Not retryable.
-            SourceChanged: A table has columns that the plan does not know. Planning again settles it.
+            SourceMoved: ``POSTGRES_SLOT_LOST``, ``POSTGRES_SLOT_AHEAD``. Not retryable.
+            SourceChanged: A table has columns that the plan does not know, or another server answers. Planning again settles it.
         """
         try:
             return self._read()
@@ -154,7 +157,7 @@ class PostgresReader:
             self._loader.close()
             self._loader = None
         if self._loader is None:
-            self._loader = Loader(self._settings, self._ledger, self._plan.identity, starts)
+            self._loader = Loader(self._settings, self._ledger, self._plan.identity, starts, server=self._identity)
             self._loader.start()
         return self._loader
 
@@ -165,7 +168,7 @@ class PostgresReader:
             publications = [name for name, keyed in zip(names, (True, False), strict=True)
                             if any(bool(t.key) == keyed for t in tables)]  # fmt: skip
             start = min(self._positions[table.partition] for table in tables)
-            stream = ChangeStream(self._settings, publications, self._tables, start)
+            stream = ChangeStream(self._settings, publications, self._tables, start, server=self._identity)
             stream.start()
             self._stream, self._reached = stream, start
             self._to_skip = dict(self._sent)
@@ -202,7 +205,7 @@ class PostgresReader:
             batches += self._empty_up_to(table, chunk.snapshot)
         self._positions[partition] = chunk.end
         failpoint("chunk-read")
-        return [*batches, self._batch(partition, start, chunk.end, rows)]
+        return [*batches, self._batch(partition, start, chunk.end, rows, snapshot=chunk.snapshot)]
 
     # Changes
 
@@ -274,8 +277,18 @@ class PostgresReader:
         self._advanced_at_s = now_s
         return [batch for table in self._tables.values() for batch in self._empty_up_to(table, self._reached)]
 
-    def _batch(self, partition: str, start: int, end: int, rows: pa.Table, *, is_partial: bool = False) -> MicroBatch:
+    def _batch(
+        self,
+        partition: str,
+        start: int,
+        end: int,
+        rows: pa.Table,
+        *,
+        is_partial: bool = False,
+        snapshot: int | None = None,
+    ) -> MicroBatch:
         is_change = ":" not in partition
+        notes = {TIMELINE: self._identity.timeline} | ({} if snapshot is None else {SNAPSHOT: snapshot})
         return MicroBatch(
             table=self._maker.narrowed(rows),
             source=self._plan.identity,
@@ -285,4 +298,5 @@ class PostgresReader:
             read=rows.num_rows,
             backlog=Backlog(size_bytes=max(0, self._server - end)) if is_change else None,
             is_partial=is_partial,
+            notes=notes,
         )

@@ -22,7 +22,9 @@ from typing import Any, Final
 import psycopg2
 
 from connectors.postgres.client import connect_replication, format_lsn, mapped_error, postgres_errors
+from connectors.postgres.preparation import check_confirmed, find_slot
 from connectors.postgres.settings import PostgresSettings
+from connectors.postgres.timeline import ServerIdentity, check_same, identify
 from waxlake.stream.engine import quote_name
 from waxlake.stream.errors import TransientError, WaxlakeError, shorten
 
@@ -44,17 +46,25 @@ class Replication:
         settings: The source.
         publications: Publications to follow.
         start: Position to begin at.
+        server: The server that is expected to answer.
         on_asked: Called while reading when the server wants an answer; it calls ``tell``.
 
     Guarantee: the slot moves to positions given to ``tell`` as durable, to no others.
 
     Raises:
         TransientError: ``POSTGRES_UNREACHABLE``, ``POSTGRES_SLOT_IN_USE``. Retryable.
-        SourceMoved: ``POSTGRES_SLOT_LOST``. Not retryable.
+        SourceMoved: ``POSTGRES_SLOT_LOST``, ``POSTGRES_SLOT_AHEAD``. Not retryable.
+        SourceChanged: Another server answers. Planning again settles it.
     """
 
     def __init__(
-        self, settings: PostgresSettings, publications: Sequence[str], start: int, on_asked: Callable[[], None]
+        self,
+        settings: PostgresSettings,
+        publications: Sequence[str],
+        start: int,
+        *,
+        server: ServerIdentity,
+        on_asked: Callable[[], None],
     ) -> None:
         self._what = f"stream from slot {settings.slot!r}"
         self._on_asked = on_asked
@@ -65,6 +75,8 @@ class Replication:
             f"(proto_version '1', publication_names '{names}')"
         )
         try:
+            check_same(identify(self._connection), server)
+            check_confirmed(f"slot {settings.slot!r}", find_slot(self._connection, settings.slot), start)
             with postgres_errors(self._what):
                 self._connection.cursor().start_replication_expert(command, decode=False)
         except WaxlakeError:

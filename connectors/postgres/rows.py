@@ -35,6 +35,7 @@ from waxlake.stream.errors import SourceChanged, TransientError
 __all__ = ["RowMaker"]
 
 _EPOCH_2000_US: Final = 946_684_800_000_000
+_EPOCH_BITS: Final = 52  # 4 PiB of log
 
 
 class RowMaker:
@@ -46,6 +47,8 @@ class RowMaker:
         source_key: The database, as the ledger knows it.
         resolve: Finds a type by oid and modifier.
         columns: Columns that somebody uses; change columns that nobody does are left out.
+        epoch: How often the source was begun anew: in ``_commit_position`` it comes before the position in the log, so what
+            follows sorts after all that was there, also where the new server's log is shorter.
     """
 
     def __init__(
@@ -55,9 +58,12 @@ class RowMaker:
         source_key: str,
         resolve: Callable[[int, int], PostgresType],
         columns: frozenset[str],
+        *,
+        epoch: int,
     ) -> None:
         self._settings, self._ledger, self._source_key, self._resolve = settings, ledger, source_key, resolve
         self._connection: Any = None
+        self._base = epoch << _EPOCH_BITS
         self._unused = [name for name in CHANGE_COLUMNS.names if name not in columns]
 
     def changed(self, table: SourceTable, rows: RelationRows) -> pa.Table:
@@ -164,7 +170,11 @@ class RowMaker:
         return _with_changes(pa.table(columns, names=[c.name for c in table.columns]), made)
 
     def narrowed(self, rows: pa.Table) -> pa.Table:
-        """Leave out change columns that nobody uses."""
+        """Leave out change columns that nobody uses, and let positions be those of the epoch."""
+        if self._base:
+            place = rows.column_names.index(COMMIT_POSITION)
+            positions = pc.add(rows.column(COMMIT_POSITION), pa.scalar(self._base, pa.int64()))
+            rows = rows.set_column(place, rows.schema.field(COMMIT_POSITION), positions)
         return rows.drop_columns(self._unused) if self._unused else rows
 
     def _type_of(self, table: SourceTable, name: str, oid: int, modifier: int) -> PostgresType:

@@ -22,6 +22,7 @@ from typing import Final
 from connectors.postgres.pgoutput import Relation, RelationRows, parse_relation, truncate_message
 from connectors.postgres.replication import Replication
 from connectors.postgres.settings import PostgresSettings
+from connectors.postgres.timeline import ServerIdentity
 from waxlake.stream.errors import InternalError, WaxlakeError, shorten
 from waxlake.stream.failpoints import failpoint
 
@@ -64,12 +65,19 @@ class ChangeStream:
         publications: Publications to follow.
         tables: Oids of the tables that are wanted; others in the publications are passed over.
         start: First position that is wanted.
+        server: The server that is expected to answer.
     """
 
     def __init__(
-        self, settings: PostgresSettings, publications: Sequence[str], tables: Collection[int], start: int
+        self,
+        settings: PostgresSettings,
+        publications: Sequence[str],
+        tables: Collection[int],
+        start: int,
+        *,
+        server: ServerIdentity,
     ) -> None:
-        self._settings, self._publications = settings, publications
+        self._settings, self._publications, self._server = settings, publications, server
         self._tables = frozenset(tables)
         self._position = start
         self._durable = self._told = 0
@@ -88,9 +96,12 @@ class ChangeStream:
 
         Raises:
             TransientError: ``POSTGRES_UNREACHABLE``, ``POSTGRES_SLOT_IN_USE``. Retryable.
-            SourceMoved: ``POSTGRES_SLOT_LOST``. Not retryable.
+            SourceMoved: ``POSTGRES_SLOT_LOST``, ``POSTGRES_SLOT_AHEAD``. Not retryable.
+            SourceChanged: Another server answers. Planning again settles it.
         """
-        self._replication = Replication(self._settings, self._publications, self._position, self._tell_server)
+        self._replication = Replication(
+            self._settings, self._publications, self._position, server=self._server, on_asked=self._tell_server
+        )
         self._thread.start()
 
     def take(self, wait_s: float) -> Segment | None:

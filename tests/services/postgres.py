@@ -60,10 +60,13 @@ class PostgresServer:
     Args:
         binaries: Folder of `postgres` and `initdb`.
         options: Server settings besides, or instead of, the ones set here.
+        primary: A running server of which it is to be a hot standby.
     """
 
-    def __init__(self, binaries: Path, *, options: Mapping[str, str | int] | None = None) -> None:
-        self._binaries, self._options = binaries, dict(options or {})
+    def __init__(
+        self, binaries: Path, *, options: Mapping[str, str | int] | None = None, primary: PostgresServer | None = None
+    ) -> None:
+        self._binaries, self._options, self._primary = binaries, dict(options or {}), primary
         self._directory = Path(tempfile.mkdtemp(prefix="waxlake-pg-"))
         self.port = free_port()
         self._child: ChildProcess | None = None
@@ -125,6 +128,22 @@ class PostgresServer:
         self._options.update(options)
         self.start()
 
+    def await_primary(self) -> None:
+        """Wait until a standby has applied everything that its primary has written."""
+        assert self._primary is not None
+        ((last,),) = self._primary.execute("SELECT pg_current_wal_flush_lsn()::text")
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self.execute(f"SELECT pg_last_wal_replay_lsn() >= '{last}'")[0][0]:
+            assert time.monotonic() < deadline, "the standby does not catch up"
+            time.sleep(0.05)
+
+    def promote(self, *, at_port: int) -> None:
+        """Let a standby be a primary with an address of another."""
+        self.stop()
+        self.port = at_port
+        self.start()
+        self.execute("SELECT pg_promote()")
+
     def close(self) -> None:
         """Stop it and delete its data."""
         self.stop()
@@ -183,15 +202,21 @@ class PostgresServer:
         if os.getuid() == 0:
             for path in (self._directory, password_file):
                 os.chown(path, _NOBODY, _NOBODY)
-        command = [
-            *self._as_nobody("clear"),
-            str(self._binaries / "initdb"),
-            *("-D", str(self._data), "-U", "postgres", "--pwfile", str(password_file), "-A", "scram-sha-256"),
-            *("-E", "UTF8", "--locale=C", "--no-sync"),
-        ]
+        command = [*self._as_nobody("clear"), *(self._initdb(password_file) if self._primary is None else self._copy())]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self._directory, timeout=120)
         if done.returncode != 0:
-            raise ServiceMissing(f"initdb failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+            raise ServiceMissing(
+                f"cannot make a server: {' '.join(command)}: {done.stdout[-1000:]}{done.stderr[-1000:]}"
+            )
+
+    def _initdb(self, password_file: Path) -> list[str]:
+        options = ["-D", str(self._data), "-U", "postgres", "--pwfile", str(password_file), "-A", "scram-sha-256"]
+        return [str(self._binaries / "initdb"), *options, "-E", "UTF8", "--locale=C", "--no-sync"]
+
+    def _copy(self) -> list[str]:
+        assert self._primary is not None
+        options = ["-D", str(self._data), "-d", self._primary.dsn(), "--write-recovery-conf", "--no-sync"]
+        return [str(self._binaries / "pg_basebackup"), *options, "--checkpoint=fast"]
 
     @staticmethod
     def _as_nobody(death_signal: str) -> list[str]:
