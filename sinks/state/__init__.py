@@ -1,5 +1,6 @@
 """Stateful operators in front of a Delta table, with their state beside it."""
 
+from sinks.state.chain import Chain, Stage
 from sinks.state.dedupe import Dedupe
 from sinks.state.joins import Join
 from sinks.state.keyed import MapWithState
@@ -11,12 +12,14 @@ from sinks.state.windows import Aggregate, Window
 __all__ = [
     "Aggregate",
     "BoundOperator",
+    "Chain",
     "Dedupe",
     "EventTime",
     "Input",
     "Join",
     "MapWithState",
     "Operator",
+    "Stage",
     "StatefulFlow",
     "StatefulSink",
     "Window",

@@ -7,15 +7,15 @@ watermark allows are left out, so what is kept can be forgotten once the waterma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from sinks.state.operator import Applied, BoundOperator, Input
+from sinks.state.operator import Applied, BoundOperator, Input, OperatorState
 from sinks.state.rows import ROW, TIME, judge, same_keys
-from sinks.state.store import EXPIRES, StateStore
+from sinks.state.store import EXPIRES
 from sinks.state.watermark import require_time
 from waxlake.stream.engine import select_list
 from waxlake.stream.errors import UserError
@@ -46,17 +46,22 @@ class Dedupe:
     """``drop_duplicates``.
 
     Attributes:
-        keys: Columns whose equality makes a duplicate; NULLs are equal.
+        keys: Columns whose equality makes a duplicate, none for all of them; NULLs are equal.
         within_us: Span of event time, in microseconds; None for ever.
     """
 
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = ()
     within_us: int | None = None
 
     @property
     def columns(self) -> Sequence[str]:
         """Every column name in it."""
         return self.keys
+
+    @property
+    def time_column(self) -> str | None:
+        """Return None: the event time is that of the watermark."""
+        return None
 
     @property
     def replaces_rows(self) -> bool:
@@ -75,7 +80,7 @@ class Dedupe:
             )
         if source.time is not None:
             require_time(source.schema, source.time.column, what="with_watermark()")
-        return _BoundDedupe(self, source)
+        return _BoundDedupe(replace(self, keys=self.keys or tuple(source.schema.names)), source)
 
 
 class _BoundDedupe:
@@ -88,6 +93,8 @@ class _BoundDedupe:
         self._time = None if self._within is None else time
         self.output = source.schema
         self.upsert_keys: tuple[str, ...] = ()
+        self.lags: Mapping[str, int] = {}
+        self.event_times: Mapping[str, int] = {} if time is None else {time: 0}
         columns = [source.schema.field(name).with_nullable(True) for name in rule.keys]
         if self._time is not None:
             columns.append(pa.field(TIME, pa.int64()))
@@ -99,7 +106,9 @@ class _BoundDedupe:
             "within_us": self._within,
         }
 
-    def apply(self, state: StateStore, rows: Mapping[int, pa.Table], before: int | None, after: int | None) -> Applied:
+    def apply(
+        self, state: OperatorState, rows: Mapping[int, pa.Table], before: int | None, after: int | None
+    ) -> Applied:
         table = rows.get(0, no_rows(self._source.schema))
         applied = Applied(rows=table)
         if table.num_rows:
@@ -107,7 +116,7 @@ class _BoundDedupe:
         state.tables["keys"].expire(after)
         return applied
 
-    def _applied(self, state: StateStore, table: pa.Table, before: int | None) -> Applied:
+    def _applied(self, state: OperatorState, table: pa.Table, before: int | None) -> Applied:
         session = state.session
         judged = judge(session, table, self._time, before)
         kept = self._kept(state)
@@ -115,7 +124,7 @@ class _BoundDedupe:
             rows=table.take(kept), late={0: table.take(judged.late)}, untimed={0: table.take(judged.untimed)}
         )
 
-    def _kept(self, state: StateStore) -> pa.Array:
+    def _kept(self, state: OperatorState) -> pa.Array:
         """Return the numbers of the rows that are no duplicates, in order, and remember them."""
         session, keys = state.session, state.tables["keys"]
         names = select_list(self._rule.keys)

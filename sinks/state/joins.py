@@ -1,4 +1,4 @@
-"""Joins of two streams: rows with equal keys whose event times are no further apart than a span.
+"""Joins of two streams: rows with equal keys, the event time of the right one within a span around that of the left one.
 
 Rows of both sides are kept until the watermark says that no partner can come any more. A row of an outer side that found none
 is put out then. The watermark is that of both sides together.
@@ -13,9 +13,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 from sinks.state.dedupe import require_columns
-from sinks.state.operator import Applied, BoundOperator, Input
+from sinks.state.operator import Applied, BoundOperator, Input, OperatorState
 from sinks.state.rows import ROW, TIME, judge
-from sinks.state.store import EXPIRES, ID, StateStore
+from sinks.state.store import EXPIRES, ID
 from sinks.state.watermark import require_time
 from waxlake.stream.engine import quote_name, select_list
 from waxlake.stream.errors import UserError
@@ -35,18 +35,24 @@ class Join:
 
     Attributes:
         on: Key columns, of the same name on both sides.
-        within_us: Most microseconds between the times of two rows that belong together, or None.
+        within_us: Most microseconds between the times of two rows that belong together, or how many the right row's time may lie
+            before and after the left row's (a negative number bounds from the other side); None for no bound.
         how: One of ``HOW``.
     """
 
     on: tuple[str, ...]
-    within_us: int | None
+    within_us: int | tuple[int, int] | None
     how: str = "inner"
 
     @property
     def columns(self) -> Sequence[str]:
         """Every column name in it."""
         return self.on
+
+    @property
+    def time_column(self) -> str | None:
+        """Return None: the event time is that of the watermark."""
+        return None
 
     @property
     def replaces_rows(self) -> bool:
@@ -63,6 +69,13 @@ class Join:
                 expected="within='1 hour', say",
                 remedy="Without it every row of both streams would have to be kept for ever, as any later row might match it; to "
                 "join with all rows of a table as it is now, name the table in .sql()",
+            )
+        span = self.within_us if isinstance(self.within_us, tuple) else (self.within_us, self.within_us)
+        if sum(span) < 0:
+            raise UserError(
+                "the bounds in time of a join leave nothing between them",
+                code="ARGUMENT_INVALID",
+                found=f"a right row at least {-span[0] / 1e6:g} s and at most {span[1] / 1e6:g} s after the left one",
             )
         left, right = inputs
         for side, source in zip(_SIDES, inputs, strict=True):
@@ -88,14 +101,18 @@ class Join:
                 found=", ".join(twice),
                 remedy="Rename or drop it on one side",
             )
-        return _BoundJoin(self, self.within_us, left, right)
+        return _BoundJoin(self, span, left, right)
 
 
 class _BoundJoin:
-    def __init__(self, rule: Join, within_us: int, left: Input, right: Input) -> None:
-        self._rule, self._within, self._inputs = rule, within_us, (left, right)
+    def __init__(self, rule: Join, span: tuple[int, int], left: Input, right: Input) -> None:
+        self._rule, self._inputs = rule, (left, right)
+        self._earlier, self._later = span
+        #: For each side: microseconds beyond a row's time at which the watermark has passed every possible partner.
+        self._reach = (self._later, self._earlier)
         self._outer = _OUTER.get(rule.how, ())
         self.upsert_keys: tuple[str, ...] = ()
+        self.lags: Mapping[str, int] = {}
         left_fields = [item.with_nullable(True) for item in left.schema]
         right_fields = [item.with_nullable(True) for item in right.schema if item.name not in rule.on]
         self.output = pa.schema(left_fields if rule.how == "semi" else left_fields + right_fields)
@@ -110,16 +127,25 @@ class _BoundJoin:
             "operator": "join",
             "on": list(rule.on),
             "how": rule.how,
-            "within_us": within_us,
+            "within_us": span[0] if span[0] == span[1] else list(span),
             **{side: {f.name: str(f.type) for f in tables[side]} for side in _SIDES},
         }
+
+    @property
+    def event_times(self) -> Mapping[str, int]:
+        """Both event times: a row may have waited for its partner as long as one could come."""
+        sides = zip(self._inputs, self._reach, strict=True)
+        times = {source.time.column: max(reach, 0) for source, reach in sides if source.time is not None}
+        return {column: lag for column, lag in times.items() if column in self.output.names}
 
     @property
     def _flagged(self) -> tuple[int, ...]:
         """Sides of which is kept which rows have found a partner."""
         return (0,) if self._rule.how == "semi" else self._outer
 
-    def apply(self, state: StateStore, rows: Mapping[int, pa.Table], before: int | None, after: int | None) -> Applied:
+    def apply(
+        self, state: OperatorState, rows: Mapping[int, pa.Table], before: int | None, after: int | None
+    ) -> Applied:
         late: dict[int, pa.Table] = {}
         untimed: dict[int, pa.Table] = {}
         made = []
@@ -136,7 +162,7 @@ class _BoundJoin:
         return Applied(rows=pa.concat_tables([no_rows(self.output), *made]), late=late, untimed=untimed)
 
     def _take(
-        self, state: StateStore, number: int, table: pa.Table, before: int | None
+        self, state: OperatorState, number: int, table: pa.Table, before: int | None
     ) -> tuple[pa.Table, pa.Table, pa.Table]:
         """Keep the rows of a side; return the late ones, the untimed ones, and those put out at once for want of a key."""
         session, time = state.session, self._inputs[number].time
@@ -145,7 +171,7 @@ class _BoundJoin:
         columns = select_list(table.column_names)
         whole = " AND ".join(f"{quote_name(name)} IS NOT NULL" for name in self._rule.on)
         state.tables[_SIDES[number]].put(
-            f"SELECT {columns}, {TIME}, {TIME} + {self._within} AS {EXPIRES} FROM judged WHERE {whole}"
+            f"SELECT {columns}, {TIME}, {TIME} + {self._reach[number]} AS {EXPIRES} FROM judged WHERE {whole}"
         )
         untimed = table.take(judged.untimed)
         lone = table.slice(0, 0)
@@ -164,7 +190,7 @@ class _BoundJoin:
         ]
         return pa.table(columns, schema=self.output)
 
-    def _matches(self, state: StateStore, first: Sequence[int]) -> pa.Table:
+    def _matches(self, state: OperatorState, first: Sequence[int]) -> pa.Table:
         """Put out the pairs of which one row is of this flush."""
         session = state.session
         old_left = f"(SELECT * FROM {state.tables['left'].sql_name} WHERE {ID} < {first[0]})"
@@ -188,12 +214,12 @@ class _BoundJoin:
         rest = [name for name in self._inputs[1].schema.names if name not in rule.on] if rule.how != "semi" else []
         columns = [f"l.{quote_name(n)}" for n in self._inputs[0].schema.names] + [f"r.{quote_name(n)}" for n in rest]
         on = " AND ".join(f"l.{quote_name(name)} = r.{quote_name(name)}" for name in rule.on)
-        near = f"l.{TIME} <= r.{TIME} + {self._within} AND l.{TIME} >= r.{TIME} - {self._within}"
+        near = f"r.{TIME} >= l.{TIME} - {self._earlier} AND r.{TIME} <= l.{TIME} + {self._later}"
         ids = [f"{alias}.{column} AS {side}_{name}" for alias, side in (("l", "left"), ("r", "right"))
                for column, name in ((ID, "id"), (EXPIRES, "expires"))]  # fmt: skip
         return f"SELECT {', '.join([*columns, *ids])} FROM {left} l JOIN {right} r ON {on} AND {near}"
 
-    def _flag(self, state: StateStore, number: int) -> str:
+    def _flag(self, state: OperatorState, number: int) -> str:
         """Remember which rows of a side have found a partner for the first time; return the table of their ids."""
         side = _SIDES[number]
         flags, fresh = state.tables[f"{side}_matched"], f"fresh_{side}"
@@ -204,7 +230,7 @@ class _BoundJoin:
         flags.put(f"SELECT * FROM {fresh}")
         return fresh
 
-    def _unmatched(self, state: StateStore, number: int, after: int | None) -> pa.Table:
+    def _unmatched(self, state: OperatorState, number: int, after: int | None) -> pa.Table:
         """Put out the rows of an outer side that can find no partner any more and never found one."""
         if after is None:
             return no_rows(self.output)

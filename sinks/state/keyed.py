@@ -10,9 +10,9 @@ import duckdb
 import pyarrow as pa
 
 from sinks.state.dedupe import require_columns
-from sinks.state.operator import Applied, BoundOperator, Input
+from sinks.state.operator import Applied, BoundOperator, Input, OperatorState
 from sinks.state.rows import ROW, TIME, judge, same_keys
-from sinks.state.store import EXPIRES, ID, StateStore, StateTable
+from sinks.state.store import EXPIRES, ID, StateTable
 from sinks.state.watermark import require_time
 from waxlake.stream.engine import select_list
 from waxlake.stream.errors import UserError, WaxlakeError
@@ -48,6 +48,11 @@ class MapWithState:
         return self.keys
 
     @property
+    def time_column(self) -> str | None:
+        """Return None: the event time is that of the watermark."""
+        return None
+
+    @property
     def replaces_rows(self) -> bool:
         """Return False: the table only grows."""
         return False
@@ -78,6 +83,8 @@ class _BoundMap:
     def __init__(self, rule: MapWithState, source: Input) -> None:
         self._rule, self._source = rule, source
         self.upsert_keys: tuple[str, ...] = ()
+        self.lags: Mapping[str, int] = {}
+        self.event_times: Mapping[str, int] = {}  # what the function puts out, and when, is its own affair
         self.output = delta_schema(rule.schema)
         keys = [source.schema.field(name).with_nullable(True) for name in rule.keys]
         state = pa.schema([*keys, *(item.with_nullable(True) for item in delta_schema(rule.state_schema))])
@@ -90,7 +97,9 @@ class _BoundMap:
             "timeout_us": rule.timeout_us,
         }
 
-    def apply(self, state: StateStore, rows: Mapping[int, pa.Table], before: int | None, after: int | None) -> Applied:
+    def apply(
+        self, state: OperatorState, rows: Mapping[int, pa.Table], before: int | None, after: int | None
+    ) -> Applied:
         session, held = state.session, state.tables["keys"]
         table = rows.get(0, no_rows(self._source.schema))
         time = self._source.time.column if self._source.time is not None else None

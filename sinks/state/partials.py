@@ -108,7 +108,8 @@ def _rows(aggregates: Sequence[tuple[str, str]], kinds: Sequence[str], schema: p
     for _, text in aggregates:
         parsed = _parsed(text)
         used = known if parsed is None else {column.name.lower() for column in parsed.find_all(exp.Column)}
-        names |= {known[name]: None for name in used if name in known}
+        # in the order of the rows: that of a set differs from process to process, and the shape of the state with it
+        names |= {name: None for lower, name in known.items() if lower in used}
     return Partials(
         columns=tuple((name, quote_name(name)) for name in names),
         combined=(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -18,41 +18,17 @@ from sinks.delta.files import StoredFile
 from sinks.delta.parquet import DataFileWriter
 from sinks.delta.protocol import Committer, Move
 from sinks.delta.sink import DeltaSink, Output, TableWriter
-from sinks.state.operator import Applied, BoundOperator
+from sinks.state.operator import Applied, BoundOperator, Finished
 from sinks.state.store import StateStore, state_app_id
 from sinks.state.upsert import rewritten_without
 from sinks.state.watermark import EventTime, Watermark
-from waxlake.stream.batch import MicroBatch, RuleCount
+from waxlake.stream.batch import MicroBatch
 from waxlake.stream.clock import utc_now
 from waxlake.stream.errors import UserError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import cast_exact, compare_schemas, delta_schema
 
-__all__ = ["Finished", "StatefulFlow", "StatefulSink"]
-
-
-class Finished(Protocol):
-    """What is done with the rows that an operator puts out: rows of the table, rows for quarantine, and counts."""
-
-    @property
-    def table(self) -> pa.Table:
-        """Rows of the table."""
-        ...
-
-    @property
-    def rejected(self) -> pa.Table | None:
-        """Rows for its quarantine table."""
-        ...
-
-    @property
-    def rules(self) -> tuple[RuleCount, ...]:
-        """What each rule counted."""
-        ...
-
-    @property
-    def dropped(self) -> int:
-        """Rows that rules removed."""
-        ...
+__all__ = ["StatefulFlow", "StatefulSink"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +169,7 @@ class _StatefulWriter(TableWriter):
         if name not in self._running:
             assert self._committer is not None
             operator = flow.operator
-            store = StateStore(self._target.location, name, operator.tables, operator.shape)
+            store = StateStore(self._target.location, name, operator.tables, operator.shape, operator.lags)
             running = self._running[name] = _Running(flow, store, Watermark(sources=flow.sources))
             number = self._committer.stored(state_app_id(name)) or 0
             if number:
@@ -242,7 +218,9 @@ class _StatefulWriter(TableWriter):
         if done.rejected is not None and done.rejected.num_rows:
             self._reject(done.rejected)
             rejected += done.rejected.num_rows
-        self._tally.add_counts(name, rules=done.rules, dropped=done.dropped, quarantined=rejected)
+        self._tally.add_counts(
+            name, rules=(*applied.rules, *done.rules), dropped=applied.dropped + done.dropped, quarantined=rejected
+        )
         rows = self._of_table(committer, done.table)
         removes: Sequence[StoredFile] = []
         if applied.replaced is not None and applied.replaced.num_rows:

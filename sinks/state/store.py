@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -113,10 +114,11 @@ class StateTable:
         session: Database of the working copy.
         name: Name within the state.
         schema: Its own columns.
+        lag_us: Microseconds by which the watermark that its rows expire by is behind that of the flow.
     """
 
-    def __init__(self, session: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:
-        self.session, self.name, self.schema = session, name, schema
+    def __init__(self, session: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, lag_us: int = 0) -> None:
+        self.session, self.name, self.schema, self.lag_us = session, name, schema, lag_us
         self.sql_name, self._gone = f"state_{name}", f"gone_{name}"
         self.next_id = self.next_gone = 1
         self.puts, self.removals = _Log("put"), _Log("gone")
@@ -164,6 +166,10 @@ class StateTable:
         )
         return count
 
+    def own_watermark(self, watermark: int | None) -> int | None:
+        """Return the watermark that its rows expire by."""
+        return None if watermark is None else watermark - self.lag_us
+
     def expire(self, watermark: int | None) -> int:
         """Drop the rows that a watermark has made useless; nothing is written for that."""
         if watermark is None:
@@ -193,7 +199,8 @@ class StateTable:
         return self.puts.rows + self.removals.rows + fresh > 2 * rows + _SLACK_ROWS
 
     def fill(self, rows: pa.Table, watermark: int | None) -> None:
-        """Take rows of a segment back into the working copy."""
+        """Take rows of a segment back into the working copy, as the watermark of the flow was at the commit."""
+        watermark = self.own_watermark(watermark)
         self.session.register("incoming", rows)
         alive = f"{EXPIRES} IS NULL OR {EXPIRES} >= {watermark}" if watermark is not None else "true"
         self.session.execute(
@@ -230,10 +237,16 @@ class StateStore:
         flow: The flow.
         tables: Name of each of its tables to its columns.
         shape: What it was made by, to be compared with what made a stored one.
+        lags: Name of a table to how far its watermark is behind, for those that are.
     """
 
     def __init__(
-        self, location: TableLocation, flow: str, tables: Mapping[str, pa.Schema], shape: Mapping[str, Any]
+        self,
+        location: TableLocation,
+        flow: str,
+        tables: Mapping[str, pa.Schema],
+        shape: Mapping[str, Any],
+        lags: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.location, self.flow, self.shape = location, flow, dict(shape)
         self.number = 0
@@ -244,7 +257,9 @@ class StateStore:
         self.session = duckdb.connect(config={"memory_limit": _MEMORY_LIMIT, "temp_directory": self._spill})
         self.session.execute("SET enable_external_access = false; SET TimeZone = 'UTC'")
         self.session.execute("SET preserve_insertion_order = false")
-        self.tables = {name: StateTable(self.session, name, schema) for name, schema in tables.items()}
+        self.tables = {
+            name: StateTable(self.session, name, schema, lags.get(name, 0)) for name, schema in tables.items()
+        }
         self._filesystem: pa_fs.FileSystem | None = None
         self._named: set[str] = set()
         self._pending: set[str] = set()
@@ -314,13 +329,14 @@ class StateStore:
                 if table.is_anew or table.is_garbage(rows):
                     table.forget_log()
                 for log, source, column, following in table.logs():
-                    self._write_log(log, source, column, following, watermark)
+                    self._write_log(log, source, column, following, table.own_watermark(watermark))
                 said[name] = {
                     "rows": rows,
                     "columns": {f.name: str(f.type) for f in table.schema},
                     "puts": table.puts.segments,
                     "removals": table.removals.segments,
                     "written": {"puts": table.puts.written, "removals": table.removals.written},
+                    "lag_us": table.lag_us,
                 }
             number = secrets.randbits(62) + 1
             manifest = {"format": 1, "shape": self.shape, "meta": dict(meta), "tables": said}

@@ -14,9 +14,9 @@ import duckdb
 import pyarrow as pa
 
 from sinks.state.dedupe import require_columns
-from sinks.state.operator import Applied, BoundOperator, Input
+from sinks.state.operator import Applied, BoundOperator, Input, OperatorState
 from sinks.state.rows import ROW, TIME, judge, same_keys
-from sinks.state.store import EXPIRES, StateStore, StateTable
+from sinks.state.store import EXPIRES, StateTable
 from sinks.state.watermark import require_time
 from waxlake.stream.engine import open_session, quote_name, select_list
 from waxlake.stream.errors import UserError
@@ -72,6 +72,11 @@ class Aggregate:
         """Every column name and SQL text in it."""
         window = () if self.window is None else (self.window.column,)
         return (*self.keys, *window, *(text for _, text in self.aggregates))
+
+    @property
+    def time_column(self) -> str | None:
+        """Column of the window."""
+        return None if self.window is None else self.window.column
 
     @property
     def replaces_rows(self) -> bool:
@@ -133,6 +138,7 @@ class _BoundAggregate:
         self.output = self._output_schema()
         window_key = (START,) if rule.window is not None else ()
         self.upsert_keys = (*self._keys, *window_key) if rule.mode == "update" else ()
+        self.lags: Mapping[str, int] = {}
         self.shape: Mapping[str, Any] = {
             "operator": "aggregate",
             "keys": {name: str(source.schema.field(name).type) for name in self._keys},
@@ -143,6 +149,13 @@ class _BoundAggregate:
             "kept": [[name, sql] for name, sql in self._partials.columns],
             "columns": {f.name: str(f.type) for f in self.tables["groups"]},
         }
+
+    @property
+    def event_times(self) -> Mapping[str, int]:
+        """End and beginning of a window, which is put out when the watermark has passed the end."""
+        if self._window is None or self._rule.mode == "update":
+            return {}
+        return {END: 0} if self._is_session else {END: 0, START: self._window.size_us}
 
     # -- SQL
 
@@ -250,7 +263,9 @@ class _BoundAggregate:
 
     # -- work
 
-    def apply(self, state: StateStore, rows: Mapping[int, pa.Table], before: int | None, after: int | None) -> Applied:
+    def apply(
+        self, state: OperatorState, rows: Mapping[int, pa.Table], before: int | None, after: int | None
+    ) -> Applied:
         table = rows.get(0, no_rows(self._source.schema))
         groups, session = state.tables["groups"], state.session
         late = untimed = table.slice(0, 0)

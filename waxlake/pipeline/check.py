@@ -320,7 +320,7 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
     empty = connector.empty()
     expectations = tuple(rule for rule in flow_expectations(dataset, flow) if rule.scope != "key")
     rules = [rule.sql for rule in expectations]
-    steps = split_steps(branch.steps, flow.name, connector.metadata_columns)
+    steps = split_steps(branch.steps, connector.metadata_columns)
     of_changes = _columns_of_changes(flow, connector.metadata_columns)
     used = mentioned(branch.steps, connector.metadata_columns) | {
         name for name in connector.metadata_columns if any(name in rule for rule in rules)

@@ -55,6 +55,7 @@ __all__ = [
     "register_flow",
     "rules_of",
     "registering",
+    "registry_dialect",
     "registry_spec",
     "table",
     "temporary_view",
@@ -127,6 +128,12 @@ def registry_spec() -> Spec | None:
     """Return the spec of the pipeline that is being loaded, if there is one."""
     registry = _registry.get()
     return None if registry is None else registry.spec
+
+
+def registry_dialect() -> str:
+    """Return the dialect of the SQL of the pipeline that is being loaded."""
+    registry = _registry.get()
+    return "duckdb" if registry is None else registry.dialect
 
 
 def definition_of(function: Callable[..., Any]) -> DatasetDefinition | None:

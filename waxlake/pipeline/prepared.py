@@ -416,7 +416,8 @@ def _sample_offenders(checked: CheckedGraph, report: _Reporter) -> None:
         part.transform.on_offenders = sampler
     for plans in checked.stateful.values():
         for plan in plans.values():
-            plan.finish.on_offenders = sampler
+            for transform in plan.transforms:
+                transform.on_offenders = sampler
 
 
 def _shared(make: Callable[[], RunPlan], cluster: Cluster | None, report: _Reporter) -> RunPlan:

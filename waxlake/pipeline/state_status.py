@@ -102,7 +102,8 @@ def _rows(
                 columns = pq.read_schema(stream)
             schemas[table] = pa.schema([item for item in columns if item.name not in (ID, EXPIRES)])
     kept = {"tables": {table: held for table, held in said["tables"].items() if table in schemas}}
-    store = StateStore(location, flow, schemas, said["shape"])
+    lags = {table: held.get("lag_us", 0) for table, held in said["tables"].items()}
+    store = StateStore(location, flow, schemas, said["shape"], lags)
     try:
         store.load(number, {**said, **kept})
         found = {}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from sinks.state import BoundOperator, EventTime, Input, StatefulFlow
+from sinks.state import BoundOperator, Chain, EventTime, Input, Stage, StatefulFlow
+from sinks.state.operator import Finished
 from sinks.state.store import read_manifest, state_app_id
 from waxlake.pipeline.columns import derived_columns
 from waxlake.pipeline.definitions import Stateful, located
 from waxlake.pipeline.expectations import FAILED_RULES
 from waxlake.pipeline.sql import StaticTables
+from waxlake.pipeline.stateful_chain import next_stage, one_operator
 from waxlake.pipeline.stateful_steps import SplitSteps, split_steps, steps_statics
 from waxlake.pipeline.tables import EmptyTables
 from waxlake.pipeline.transform import Outcome, Transform
@@ -33,19 +35,46 @@ __all__ = ["StatefulPlan", "require_same_state", "stateful_flows", "stateful_pla
 
 @dataclass(slots=True, kw_only=True)
 class StatefulPlan:
-    """The stateful operator of one flow, checked.
+    """The stateful operators of one flow, checked.
 
     Attributes:
-        operator: It.
-        inputs: Its inputs, by their number.
-        finish: The steps after it, and the rules of the table.
+        operators: They, in order.
+        inputs: Inputs of the first, by their number; then that of each further one.
+        between: For each further operator: the steps before it, and how far its watermark is behind.
+        finish: The steps after the last one, and the rules of the table.
         sources: Number of sources that the flow reads.
     """
 
-    operator: BoundOperator
+    operators: tuple[BoundOperator, ...]
     inputs: tuple[Input, ...]
+    between: tuple[tuple[Transform, int], ...]
     finish: Transform
     sources: int
+
+    @property
+    def operator(self) -> BoundOperator:
+        """All operators as one."""
+        return self.joined(lambda transform: None)
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """What is done with the rows of operators."""
+        return (*(transform for transform, _ in self.between), self.finish)
+
+    def joined(self, prepare: Callable[[Transform], Callable[[pa.Table], Finished] | None]) -> BoundOperator:
+        """Return all operators as one.
+
+        Args:
+            prepare: Returns what does the steps between two of them.
+        """
+        first, *others = self.operators
+        if not others:
+            return first
+        stages = [
+            Stage(operator=operator, prepare=prepare(transform), lag_us=lag)
+            for operator, (transform, lag) in zip(others, self.between, strict=True)
+        ]
+        return Chain([Stage(operator=first), *stages], inputs=len(self.inputs) - len(others))
 
     @property
     def times(self) -> dict[int, EventTime]:
@@ -67,10 +96,7 @@ def stateful_plans(checked: CheckedGraph, dataset: Dataset, parts: Sequence[Chec
     plans = {}
     for flow in dataset.flows:
         own = [part for part in parts if part.flow is flow]
-        steps = [
-            split_steps(b.steps, flow.name, p.connector.metadata_columns)
-            for b, p in zip(flow.branches, own, strict=True)
-        ]
+        steps = [split_steps(b.steps, p.connector.metadata_columns) for b, p in zip(flow.branches, own, strict=True)]
         if any(split.operator is not None for split in steps):
             plans[flow.name] = _plan(checked, dataset, flow, own, steps)
     return plans
@@ -79,16 +105,7 @@ def stateful_plans(checked: CheckedGraph, dataset: Dataset, parts: Sequence[Chec
 def _plan(
     checked: CheckedGraph, dataset: Dataset, flow: Flow, parts: Sequence[CheckedFlow], steps: Sequence[SplitSteps]
 ) -> StatefulPlan:
-    first = steps[0].operator
-    if first is None or any(
-        s.operator is None or s.operator.operator != first.operator or s.after != steps[0].after for s in steps
-    ):
-        raise DefinitionError(
-            f"the branches of flow '{flow.name}' do not go through one stateful operator",
-            where=flow.where,
-            code="STATEFUL_UNION",
-            remedy="Put union() before it, or feed the table from two flows with wl.append_flow",
-        )
+    first = one_operator(flow, steps)
     if flow.changes is not None:
         raise DefinitionError(
             f"AUTO CDC flow '{flow.name}' cannot have a stateful operator",
@@ -115,6 +132,16 @@ def _plan(
     with located(first.where):
         inputs = _inputs(flow, parts, steps)
         operator = first.operator.bind(inputs)
+    operators = [operator]
+    between: list[tuple[Transform, int]] = []
+    for step in steps[0].chain:
+        transform, source, lag = next_stage(checked, dataset, flow, step, operator)
+        lag += between[-1][1] if between else 0
+        with located(step.operator.where):
+            operator = step.operator.operator.bind((source,))
+        operators.append(operator)
+        between.append((transform, lag))
+        inputs = (*inputs, source)
     if operator.upsert_keys:
         _require_upsertable(dataset, flow, first)
     finish = Transform(
@@ -141,7 +168,9 @@ def _plan(
             expected=", ".join(operator.upsert_keys),
             remedy="Later rows replace earlier ones by these columns: keep them",
         )
-    return StatefulPlan(operator=operator, inputs=inputs, finish=finish, sources=len(parts))
+    return StatefulPlan(
+        operators=tuple(operators), inputs=inputs, between=tuple(between), finish=finish, sources=len(parts)
+    )
 
 
 def _require_upsertable(dataset: Dataset, flow: Flow, step: Stateful) -> None:
@@ -221,7 +250,7 @@ def stateful_flows(checked: CheckedGraph, target: str, tables: StaticTables) -> 
     """Return the operators of a table as its sink takes them."""
     return {
         flow: StatefulFlow(
-            operator=plan.operator,
+            operator=plan.joined(lambda transform: _Finish(transform, tables)),
             times=plan.times,
             sources=plan.sources,
             finish=_Finish(plan.finish, tables),

@@ -69,11 +69,11 @@ class StatefulMethods:
         )
         return self._with(WatermarkStep(time=time, where=line))
 
-    def drop_duplicates(self: S, keys: str | Sequence[str], within: str | float | None = None) -> S:
+    def drop_duplicates(self: S, keys: str | Sequence[str] | None = None, within: str | float | None = None) -> S:
         """Keep the first row of each key.
 
         Args:
-            keys: Columns whose equality makes a duplicate; NULLs are equal.
+            keys: Columns whose equality makes a duplicate, None for all of them; NULLs are equal.
             within: Span of event time within which rows are duplicates; needs a watermark. None remembers every key for ever,
                 or until the watermark has passed it if the event time is one of the keys.
         """
@@ -81,7 +81,8 @@ class StatefulMethods:
 
         line = calling_line()
         span = None if within is None else duration_us(within, "drop_duplicates", "within", line)
-        return self._stateful(Dedupe(keys=_names(keys, "drop_duplicates", line), within_us=span), line)
+        names = () if keys is None else _names(keys, "drop_duplicates", line)
+        return self._stateful(Dedupe(keys=names, within_us=span), line)
 
     def group_by(self: S, *keys: str, window: WindowRule | None = None, mode: str | None = None) -> Grouped[S]:
         """Group by columns, and by a window of event time; ``.agg`` says what is said of each group.
@@ -101,13 +102,19 @@ class StatefulMethods:
         names = _names(keys, "group_by", line) if keys else ()
         return Grouped(self, names, window, mode, line)
 
-    def join(self: S, other: S, on: str | Sequence[str], within: str | float | None = None, how: str = "inner") -> S:
+    def join(
+        self: S,
+        other: S,
+        on: str | Sequence[str],
+        within: str | float | tuple[str | float, str | float] | None = None,
+        how: str = "inner",
+    ) -> S:
         """Join with another stream: rows with equal keys whose event times are no further apart than a span.
 
         Args:
             other: The other stream; both have a watermark.
             on: Key columns, of the same name on both sides. NULLs match nothing.
-            within: Span of event time.
+            within: Span of event time; or two, how far the other row's time may lie before and after this one's.
             how: ``inner``, ``left``, ``right``, ``full`` or ``semi``. Rows of an outer side without a partner come when the
                 watermark says that none can come any more.
         """
@@ -120,8 +127,16 @@ class StatefulMethods:
         if type(other) is not type(self):
             expected = "a stream; name a table in .sql() to join with it as it is"
             raise _invalid("join", "other", type(other).__name__, expected, line)
-        span = None if within is None else duration_us(within, "join", "within", line, may_be_zero=True)
+        span: int | tuple[int, int] | None = None
+        if isinstance(within, tuple) and len(within) == 2:
+            earlier, later = (duration_us(part, "join", "within", line, may_be_zero=True) for part in within)
+            span = (earlier, later)
+        elif within is not None:
+            span = duration_us(within, "join", "within", line, may_be_zero=True)
         operator = Join(on=_names(on, "join", line), within_us=span, how=how)
+        return self._joined(other, operator, line)
+
+    def _joined(self: S, other: S, operator: Operator, line: str) -> S:
         left = self._with(Stateful(operator=operator, side=0, where=line))
         return left.union(other._with(Stateful(operator=operator, side=1, where=line)))
 

@@ -5,53 +5,88 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from waxlake.pipeline.definitions import Expect, Expectation, Query, Stateful, Step, WatermarkStep, WithColumns
+from waxlake.pipeline.definitions import (
+    Drop,
+    Expect,
+    Expectation,
+    Query,
+    Stateful,
+    Step,
+    WatermarkStep,
+    Where,
+    WithColumns,
+)
 from waxlake.pipeline.graph import Flow
-from waxlake.stream.errors import DefinitionError
 
-__all__ = ["SplitSteps", "has_operator", "keeps_late", "replaces_rows", "split_steps", "steps_statics"]
+__all__ = ["ChainedSteps", "SplitSteps", "has_operator", "keeps_late", "replaces_rows", "split_steps", "steps_statics"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainedSteps:
+    """A further operator: the steps between the one before it and it, and the event time that is named there."""
+
+    between: tuple[Step, ...]
+    watermark: WatermarkStep | None
+    operator: Stateful
 
 
 @dataclass(frozen=True, slots=True)
 class SplitSteps:
-    """The steps of a branch: what workers do, the operator with its event time, and what is done with its rows."""
+    """The steps of a branch: what workers do, the operators with their event time, and what is done with the last one's rows."""
 
     before: tuple[Step, ...]
     watermark: WatermarkStep | None = None
     operator: Stateful | None = None
+    chain: tuple[ChainedSteps, ...] = ()
     after: tuple[Step, ...] = ()
 
 
-def split_steps(steps: Sequence[Step], flow: str, metadata_columns: Sequence[str]) -> SplitSteps:
-    """Return the parts of a branch. Metadata columns that the operator uses are made columns of its rows.
-
-    Raises:
-        DefinitionError: ``STATEFUL_CHAIN``, two operators. Not retryable.
-    """
-    places = [index for index, step in enumerate(steps) if isinstance(step, Stateful)]
-    rest = tuple(step for step in steps if not isinstance(step, WatermarkStep | Stateful))
-    if not places:
-        return SplitSteps(rest)
-    if len(places) > 1:
-        second = steps[places[1]]
-        raise DefinitionError(
-            f"flow '{flow}' has two stateful operators one after the other",
-            where=second.where,
-            code="STATEFUL_CHAIN",
-            expected="one for each table",
-            remedy="Let a table of its own hold the rows of the first, and read that with wl.read_stream",
-        )
-    operator = steps[places[0]]
-    assert isinstance(operator, Stateful)
-    watermarks = [step for step in steps[: places[0]] if isinstance(step, WatermarkStep)]
-    before = tuple(step for step in steps[: places[0]] if not isinstance(step, WatermarkStep))
-    watermark = watermarks[-1] if watermarks else None
-    used = [*operator.operator.columns, *([watermark.time.column] if watermark is not None else [])]
+def split_steps(steps: Sequence[Step], metadata_columns: Sequence[str]) -> SplitSteps:
+    """Return the parts of a branch. Metadata columns that an operator uses are made columns of its rows."""
+    parts: list[ChainedSteps] = []
+    rest: list[Step] = []
+    watermark: WatermarkStep | None = None
+    for step in _hoisted(steps):
+        if isinstance(step, WatermarkStep):
+            watermark = step
+        elif isinstance(step, Stateful):
+            parts.append(ChainedSteps(tuple(rest), watermark, step))
+            rest, watermark = [], None
+        else:
+            rest.append(step)
+    if not parts:
+        return SplitSteps(tuple(rest))
+    first = parts[0]
+    before = first.between
+    used = [text for part in parts for text in _texts(part)]
     revealed = tuple((name, name) for name in metadata_columns if any(name in text for text in used))
     if revealed and not any(name in getattr(step, "expressions", ()) for step in before for name, _ in revealed):
-        before = (*before, WithColumns(columns=revealed, where=operator.where))
-    after = tuple(step for step in steps[places[0] + 1 :] if not isinstance(step, WatermarkStep))
-    return SplitSteps(before, watermark, operator, after)
+        before = (*before, WithColumns(columns=revealed, where=first.operator.where))
+    return SplitSteps(before, first.watermark, first.operator, tuple(parts[1:]), tuple(rest))
+
+
+def _texts(part: ChainedSteps) -> Sequence[str]:
+    return (*part.operator.operator.columns, *([part.watermark.time.column] if part.watermark is not None else []))
+
+
+def _hoisted(steps: Sequence[Step]) -> Sequence[Step]:
+    """Return the steps with a watermark that follows a first ``drop_duplicates`` put before it.
+
+    That operator hands its rows on as they are, so time may as well begin in front of it, where the sources are known.
+    """
+    places = [index for index, step in enumerate(steps) if isinstance(step, Stateful)]
+    if len(places) < 2 or any(isinstance(step, WatermarkStep) for step in steps[: places[0]]):
+        return steps
+    from sinks.state import Dedupe
+
+    at = places[0]
+    first = steps[at]
+    mark = next((i for i in range(at + 1, places[1]) if not isinstance(steps[i], Where | Expect | Drop)), at)
+    if not (
+        isinstance(first, Stateful) and isinstance(first.operator, Dedupe) and isinstance(steps[mark], WatermarkStep)
+    ):
+        return steps
+    return [*steps[:at], steps[mark], *steps[at:mark], *steps[mark + 1 :]]
 
 
 def steps_statics(steps: Sequence[Step], flow: Flow, rules: Sequence[Expectation] = ()) -> tuple[str, ...]:
@@ -70,7 +105,7 @@ def has_operator(flow: Flow) -> bool:
 
 
 def replaces_rows(flow: Flow) -> bool:
-    """Return whether the operator of a flow puts out rows that take the place of earlier ones."""
+    """Return whether an operator of a flow puts out rows that take the place of earlier ones."""
     steps = [step for branch in flow.branches for step in branch.steps]
     return any(isinstance(step, Stateful) and step.operator.replaces_rows for step in steps)
 

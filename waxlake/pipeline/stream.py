@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import pyarrow as pa
 
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 R = TypeVar("R", bound="Relation")
+_STREAMS: Final = re.compile(r"\b(FROM|JOIN)\s+STREAM\s*\(", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +325,18 @@ def read(table: str) -> Batch:
     return Batch((Branch(TableRead(name=table, where=calling_line())),))
 
 
-def sql(query: str) -> Batch:
-    """Run a batch query over datasets of this pipeline, by name."""
-    return Batch((Branch(SqlQuery(text=_text(query, "sql"), where=calling_line())),))
+def sql(query: str) -> R:  # type: ignore[type-var]  # the query says which kind it is, the caller knows
+    """Run a query over datasets of this pipeline, by name.
+
+    Args:
+        query: A batch query over tables as they are; or one over ``STREAM(table)``, with ``WATERMARK``, as in a SQL file.
+
+    Raises:
+        DefinitionError: A query over a stream that has no last answer. Not retryable.
+    """
+    text, line = _text(query, "sql"), calling_line()
+    if _STREAMS.search(text):
+        from waxlake.pipeline.sqlfile import streaming_sql
+
+        return cast(R, streaming_sql(text, line))
+    return cast(R, Batch((Branch(SqlQuery(text=text, where=line)),)))

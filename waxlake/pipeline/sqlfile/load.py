@@ -15,7 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from waxlake.pipeline.auto_cdc import create_auto_cdc_flow, create_auto_cdc_from_snapshot_flow
-from waxlake.pipeline.declare import Registry, check_options, definition_from
+from waxlake.pipeline.declare import Registry, check_options, definition_from, registry_dialect
 from waxlake.pipeline.declare_sinks import sink_from
 from waxlake.pipeline.definitions import Action, DatasetKind, Expectation, FlowDefinition, at_line
 from waxlake.pipeline.rules import limits
@@ -70,6 +70,21 @@ def load_sql_file(path: Path, registry: Registry) -> None:
         statement = Cursor(text, text.tokens(start))
         with at_line(statement.where):
             reader.take(statement)
+
+
+def streaming_sql(query: str, where: str) -> Relation:
+    """Return what the text of ``wl.sql`` over a ``STREAM`` says.
+
+    Args:
+        query: It.
+        where: ``file:line`` of the call.
+
+    Raises:
+        DefinitionError: Text that cannot be read, with a caret. Not retryable.
+    """
+    text = SqlText(Path(where.rpartition(":")[0]), query, query, registry_dialect(), caller=where)
+    with at_line(where):
+        return relation(Cursor(text, text.tokens(0)))
 
 
 class _Reader:

@@ -13,8 +13,9 @@ from waxlake.pipeline import stream as api
 from waxlake.pipeline.definitions import Query, SqlQuery, TableRead, at_line, located
 from waxlake.pipeline.sql import STREAM
 from waxlake.pipeline.sqlfile.cursor import Cursor
+from waxlake.pipeline.sqlfile.joins import Reference, joined
 from waxlake.pipeline.sqlfile.source import is_word
-from waxlake.pipeline.sqlfile.windows import watermark_end, windowed
+from waxlake.pipeline.sqlfile.windows import has_distinct, quoted, streamed, watermark_end
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.errors import UserError
 from waxlake.stream.settings import nearest
@@ -24,6 +25,18 @@ __all__ = ["relation", "stream_of"]
 _READERS: Final[Mapping[str, Callable[..., Stream]]] = {
     name: getattr(api, name) for name in api.__all__ if name.startswith("read_")
 }
+_CLAUSES: Final = (
+    "GROUP",
+    "ORDER",
+    "CLUSTER",
+    "DISTRIBUTE",
+    "SORT",
+    "WINDOW",
+    "QUALIFY",
+    "ASOF",
+    "POSITIONAL",
+    "NATURAL",
+)
 _SET_WORDS: Final = (  # EXCEPT alone leaves columns out of a star
     ("UNION",),
     ("INTERSECT",),
@@ -39,7 +52,7 @@ def relation(query: Cursor, schema: str = "") -> Relation:
         schema: Schema of the tables that it names without one; empty for the pipeline's.
 
     Raises:
-        DefinitionError: Two streams in one SELECT, a reader that does not exist, an argument that is not a constant. Not
+        DefinitionError: Streams that cannot be joined, a reader that does not exist, an argument that is not a constant. Not
             retryable.
     """
     query = _unwrapped(query)
@@ -139,7 +152,7 @@ def _parts(query: Cursor) -> list[Cursor]:
 
 
 def _streaming(query: Cursor, schema: str) -> list[Branch]:
-    """Return the branches of one SELECT over one stream."""
+    """Return the branches of one SELECT over one stream, or over two that it joins."""
     tokens, source = query.tokens, query.source
     found = [index for index in range(len(tokens)) if _is_stream(tokens, index)]
     if not found:
@@ -149,30 +162,48 @@ def _streaming(query: Cursor, schema: str) -> list[Branch]:
             code="BATCH_FOR_STREAMING_TABLE",
             remedy="Write FROM STREAM(table)",
         )
-    if len(found) > 1:
-        raise source.error(
-            "a query reads one stream",
-            tokens[found[1]].start,
-            code="SQL_TWO_STREAMS",
-            remedy="Read the other table without STREAM to join it as it is, or use UNION ALL",
-        )
-    first = found[0]
+    references = [_reference(query, index, schema) for index in found]
+    if len(references) > 1:
+        text = _qualified(_replaced(query, references, [f"{STREAM}_{n}" for n in range(len(found))]), schema, query)
+        return list(joined(query, references, text).branches)
+    (reference,) = references
+    text = _qualified(_replaced(query, references, [STREAM]), schema, query)
+    if reference.watermark is not None or has_distinct(text, query):
+        return list(streamed(reference.stream, text, query, reference.watermark).branches)
+    step = Query(text=text, where=query.where)
+    return [Branch(branch.read, (*branch.steps, step)) for branch in reference.stream.branches]
+
+
+def _reference(query: Cursor, first: int, schema: str) -> Reference:
+    """Return the stream that is named at a token, with its alias and its watermark, in either order."""
+    tokens = query.tokens
     last = _reference_end(tokens, first)
     if last + 1 < len(tokens) and is_word(tokens[last], "WITH") and tokens[last + 1].token_type is TokenType.L_PAREN:
         last = _reference_end(tokens, last)
-    stream = stream_of(Cursor(source, tokens[first:last]), schema)
-    begin = tokens[first].start
-    marked = watermark_end(query, tokens, last)
-    if marked is not None:
-        last = marked[0]
-    alias = "" if _has_alias(tokens, last) else _last_name(stream)
-    end = tokens[last - 1].end + 1
-    text = source.text[query.offset : begin] + STREAM + alias + source.text[end : tokens[-1].end + 1]
-    text = _qualified(text, schema, query)
-    if marked is not None:
-        return list(windowed(stream, text, query, *marked[1:]).branches)
-    step = Query(text=text, where=query.where)
-    return [Branch(branch.read, (*branch.steps, step)) for branch in stream.branches]
+    stream = stream_of(Cursor(query.source, tokens[first:last]), schema)
+    read = stream.branches[0].read
+    alias = read.name.rpartition(".")[2] if isinstance(read, TableRead) else ""
+    shown = f" AS {quoted(alias, query)}" if alias else ""
+    watermark = None
+    for _ in range(2):
+        marked = watermark_end(query, tokens, last)
+        if marked is not None:
+            last, watermark = marked[0], marked[1:]
+        elif _has_alias(tokens, last):
+            end = last + (tokens[last].token_type is TokenType.ALIAS)
+            alias, shown = tokens[end].text, f" {query.source.text[tokens[last].start : tokens[end].end + 1]}"
+            last = end + 1
+    start, end = tokens[first].start, tokens[last - 1].end + 1
+    return Reference(stream=stream, alias=alias, shown=shown, watermark=watermark, start=start, end=end)
+
+
+def _replaced(query: Cursor, references: Sequence[Reference], names: Sequence[str]) -> str:
+    """Return the text of a query with other names in the place of its streams."""
+    text, at = "", query.offset
+    for reference, name in zip(references, names, strict=True):
+        text += query.source.text[at : reference.start] + name + reference.shown
+        at = reference.end
+    return text + query.source.text[at : query.tokens[-1].end + 1]
 
 
 def _reference_end(tokens: Sequence[Token], first: int) -> int:
@@ -193,16 +224,9 @@ def _reference_end(tokens: Sequence[Token], first: int) -> int:
 
 
 def _has_alias(tokens: Sequence[Token], after: int) -> bool:
-    return after < len(tokens) and tokens[after].token_type in (TokenType.ALIAS, TokenType.VAR, TokenType.IDENTIFIER)
-
-
-def _last_name(stream: Stream) -> str:
-    """Return the alias under which the rest of the query may name a table that is streamed."""
-    read = stream.branches[0].read
-    if not isinstance(read, TableRead):
-        return ""
-    name = read.name.rpartition(".")[2].replace('"', '""')
-    return f' AS "{name}"'
+    if after >= len(tokens) or is_word(tokens[after], *_CLAUSES):
+        return False
+    return tokens[after].token_type in (TokenType.ALIAS, TokenType.VAR, TokenType.IDENTIFIER)
 
 
 def _in_schema(name: str, schema: str) -> str:
@@ -219,7 +243,7 @@ def _qualified(text: str, schema: str, query: Cursor) -> str:
         tree = sqlglot.parse_one(text, read=query.source.dialect)
     except sqlglot.errors.SqlglotError as exc:
         raise query.source.error(f"cannot parse the query: {exc}", query.offset, code="SQL_SYNTAX") from exc
-    own = {cte.alias for cte in tree.find_all(exp.CTE)} | {STREAM}
+    own = {cte.alias for cte in tree.find_all(exp.CTE)} | {STREAM, *(f"{STREAM}_{number}" for number in range(9))}
     for table in tree.find_all(exp.Table):
         if table.db.upper() == "LIVE":
             table.set("db", None)

@@ -39,6 +39,7 @@ class SqlText:
         text: The same with configuration values filled in.
         dialect: Dialect of its queries.
         shifts: For each value filled in: (offset in ``text`` after it, how much longer ``text`` is from there on).
+        caller: ``file:line`` of the Python call whose text it is, if it is none of a file.
     """
 
     file: Path
@@ -46,6 +47,7 @@ class SqlText:
     text: str
     dialect: str = "duckdb"
     shifts: list[tuple[int, int]] = field(default_factory=list)
+    caller: str = ""
 
     @classmethod
     def read(cls, file: Path, dialect: str = "duckdb") -> SqlText:
@@ -125,7 +127,9 @@ class SqlText:
         return self.original.count("\n", 0, at) + 1, at - line_start + 1
 
     def where(self, offset: int) -> str:
-        """Return ``file:line:column`` of an offset in ``text``."""
+        """Return ``file:line:column`` of an offset in ``text``; for the text of a call where that is."""
+        if self.caller:
+            return self.caller
         line, column = self.place(offset)
         return f"{self.file}:{line}:{column}"
 
