@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from waxlake.stream.engine import open_session, quote_name
 from waxlake.stream.errors import SchemaError, shorten
+from waxlake.stream.python_rows import python_rows
+from waxlake.stream.settings import redact
 
 __all__ = ["CONSTRAINT_PREFIX", "WRITTEN_PREFIX", "check_rows", "constraints_of"]
 
@@ -42,7 +44,7 @@ def check_rows(rows: pa.Table, constraints: Mapping[str, str], table: str) -> No
         session.register("checked", rows)
         for name, condition in constraints.items():
             found = session.sql(f"SELECT * FROM checked WHERE NOT coalesce(({condition})::BOOLEAN, false)")
-            broken = found.limit(1).to_arrow_table().to_pylist()
+            broken = python_rows(found.limit(1).to_arrow_table())
             if broken:
                 raise _violated(table, name, condition, broken[0])
     except duckdb.Error as exc:
@@ -61,7 +63,7 @@ def _violated(table: str, name: str, condition: str, row: Mapping[str, object]) 
     return SchemaError(
         f"cannot write to table '{table}': constraint {quote_name(name)} is violated",
         code="CONSTRAINT_VIOLATED",
-        found=f"a row like {shorten(row, 300)}",
+        found=f"a row like {shorten(redact(row), 300)}",
         expected=condition,
         remedy="Filter or quarantine such rows with an expectation: a constraint stops the table",
     )

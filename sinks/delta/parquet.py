@@ -11,12 +11,15 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pa_fs
@@ -207,17 +210,39 @@ def _split(table: pa.Table, partition_by: tuple[str, ...]) -> Iterator[tuple[tup
     if not partition_by:
         yield (), table
         return
-    keys = table.select(partition_by)
-    combos = keys.group_by(list(partition_by)).aggregate([])
-    rest = [name for name in table.column_names if name not in partition_by]
-    for combo in combos.to_pylist():
-        mask: Any = None
-        for name in partition_by:
-            scalar = pa.scalar(combo[name], table.schema.field(name).type)
-            column = table.column(name)
-            equal = pc.is_null(column) if combo[name] is None else pc.fill_null(pc.equal(column, scalar), False)
-            mask = equal if mask is None else pc.and_(mask, equal)
-        yield tuple(partition_string(combo[name]) for name in partition_by), table.filter(mask).select(rest)
+    numbers, rest = _group_numbers(table, partition_by), [n for n in table.column_names if n not in partition_by]
+    order, sizes = np.argsort(numbers, kind="stable"), np.bincount(numbers)
+    keys, others = table.select(partition_by), table.select(rest)
+    if len(sizes) > 1:
+        keys, others = keys.take(order), others.take(order)
+    start = 0
+    for size in sizes:
+        values = tuple(partition_string(_python(keys.column(name)[start])) for name in partition_by)
+        yield values, others.slice(start, size)
+        start += size
+
+
+def _group_numbers(table: pa.Table, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return for each row the number of its combination of values, dense from 0.
+
+    By identity of values, not by comparing them: NaN equals nothing, and 0.0 equals -0.0, so that rows found by comparison
+    would be in no group, or in two.
+    """
+    numbers: npt.NDArray[np.int64] = np.zeros(len(table), np.int64)
+    for position, name in enumerate(names):
+        encoded: Any = table.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
+        numbers = numbers * len(encoded.dictionary) + encoded.indices.to_numpy(zero_copy_only=False)
+        if position:
+            numbers = np.unique(numbers, return_inverse=True)[1].reshape(-1)
+    return numbers
+
+
+def _python(scalar: pa.Scalar) -> Any:
+    """Return a value as Python has it; as text if it is a time before the year 1 or after 9999, which Python has not."""
+    try:
+        return scalar.as_py()
+    except OverflowError:
+        return scalar.cast(pa.string()).as_py()
 
 
 def partition_string(value: Any) -> str | None:
@@ -227,12 +252,14 @@ def partition_string(value: Any) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+        return value.replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
-    return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def _folder(name: str, value: str | None) -> str:
@@ -260,7 +287,10 @@ def _statistics(metadata: pq.FileMetaData | None, nan_columns: set[str]) -> dict
         all_null = stats["nullCount"][name] == metadata.num_rows
         if all_null or len(ranged) != len([c for c in chunks if c.num_values]) or name in nan_columns:
             continue
-        low, high = _stat(min(c.min for c in ranged)), _stat(max(c.max for c in ranged))
+        try:
+            low, high = _stat(min(c.min for c in ranged)), _stat(max(c.max for c in ranged))
+        except OverflowError:  # a time before the year 1 or after 9999
+            continue
         if low is not None and high is not None:
             stats["minValues"][name], stats["maxValues"][name] = low, high
     return stats
@@ -277,7 +307,7 @@ def _stat(value: Any) -> Any:
     if isinstance(value, str):
         return value if len(value) <= _MAX_STRING_STAT else None
     if isinstance(value, datetime):
-        text = value.strftime("%Y-%m-%dT%H:%M:%S.%f")
+        text = value.replace(tzinfo=None).isoformat(timespec="microseconds")
         return text + "Z" if value.tzinfo is not None else text
     if isinstance(value, date):
         return value.isoformat()

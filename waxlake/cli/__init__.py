@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from waxlake.cli.options import app
-from waxlake.stream.errors import WaxlakeError
+from waxlake.pipeline.signals import note_signals
+from waxlake.stream.errors import InternalError, WaxlakeError
 
 # In the order in which help lists their commands.
 from waxlake.cli import updating  # isort: skip
@@ -23,6 +24,8 @@ __all__ = ["app", "loading", "looking", "main", "updating"]
 
 def main() -> None:
     """Run the command line; errors become a message on standard error and an exit code."""
+    if sys.argv[1:2] == ["run"]:
+        note_signals()
     try:
         app()
     except SystemExit as done:
@@ -31,8 +34,9 @@ def main() -> None:
         raise
     except Exception as exc:  # the boundary of the process
         error = _waxlake_error(exc)
-        if error is None or os.environ.get("WAXLAKE_DEBUG") == "1":
+        if os.environ.get("WAXLAKE_DEBUG") == "1":
             raise
+        error = error or InternalError.of(exc, "cannot go on")
         typer.echo(str(error), err=True)
         _leave(error.exit_code)
 

@@ -220,15 +220,16 @@ def echo_rows(rows: pa.Table, *, is_json: bool) -> None:
     import pyarrow as pa
 
     from waxlake.pipeline.rows import json_line, text_of
+    from waxlake.stream.python_rows import python_rows, value_rows
 
     if is_json:
-        for batch in rows.to_batches(max_chunksize=1000):
-            for row in batch.to_pylist():
+        for start in range(0, rows.num_rows, 1000):
+            for row in python_rows(rows.slice(start, 1000)):
                 typer.echo(json_line(row))
         return
     numeric = [i for i, f in enumerate(rows.schema) if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)]
     names = rows.column_names
-    echo_table(names, [[text_of(value) for value in row.values()] for row in rows.to_pylist()], right=numeric)
+    echo_table(names, [[text_of(value) for value in row] for row in value_rows(rows)], right=numeric)
     typer.echo(f"({rows.num_rows:,} {'row' if rows.num_rows == 1 else 'rows'})")
 
 

@@ -237,11 +237,18 @@ def _run_children(spec: Spec, options: RunOptions, is_draining: threading.Event,
                 if any(child.poll() not in (None, 0) for child in children):
                     break
                 time.sleep(0.05)
+        if _never_met(children, is_draining):
+            _signal_all(children, signal.SIGKILL)
     finally:
         _signal_all(children, signal.SIGTERM)
         for child in children:
             _end(child)
-    return [child.returncode for child in children]
+    return [0] * processes if _never_met(children, is_draining) else [child.returncode for child in children]
+
+
+def _never_met(children: Sequence[subprocess.Popen[bytes]], is_draining: threading.Event) -> bool:
+    """Return whether a process was stopped before it could listen: the others wait for it in vain, and hold nothing."""
+    return is_draining.is_set() and any(child.poll() == -signal.SIGTERM for child in children)
 
 
 def _free_ports(count: int) -> list[int]:

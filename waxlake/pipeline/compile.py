@@ -34,7 +34,7 @@ from waxlake.pipeline.uniqueness import UniqueRows
 from waxlake.pipeline.upkeep import first_needed_version, report_maintenance
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
-from waxlake.stream.errors import WaxlakeError
+from waxlake.stream.errors import InternalError, WaxlakeError
 from waxlake.stream.source import PartitionedSource, ReadControl
 
 __all__ = ["build_dataflow", "step_id"]
@@ -200,6 +200,13 @@ class _FlowStep:
             ByteBudget.give_back(batch.budget, batch.cost_bytes)
             if not self.state.fail(target, error):
                 raise
+            return []
+        except Exception as exc:  # the boundary of a flow: the others go on
+            ByteBudget.give_back(batch.budget, batch.cost_bytes)
+            defect = InternalError.of(exc, f"cannot process rows of flow '{self.part.flow.name}'")
+            defect.__cause__ = exc
+            if not self.state.fail(target, defect):
+                raise defect from exc
             return []
 
     def _made(self, batch: MicroBatch) -> MicroBatch:

@@ -351,6 +351,7 @@ def create_streaming_table(
     comment: str | None = None,
     schema: str | pa.Schema | None = None,
     partition_cols: Sequence[str] | None = None,
+    cluster_by: Sequence[str] | None = None,
     table_properties: Mapping[str, str] | None = None,
     path: str | None = None,
     expect_all: Rules | None = None,
@@ -370,9 +371,11 @@ def create_streaming_table(
         "comment": comment,
         "schema": schema,
         "partition_cols": partition_cols,
+        "cluster_by": cluster_by,
         "table_properties": table_properties,
         "path": path,
     }
+    check_options("table", options, line)
     registry = _registry.get()
     if registry is not None:
         registry.add_dataset(replace(definition_from("table", name, None, line, options), expectations=rules))

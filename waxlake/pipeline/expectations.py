@@ -13,6 +13,8 @@ from waxlake.pipeline.sql import with_static_aliases
 from waxlake.stream.batch import RuleCount
 from waxlake.stream.engine import quote_name, quote_text
 from waxlake.stream.errors import DefinitionError, ExpectationFailed, shorten
+from waxlake.stream.python_rows import python_rows
+from waxlake.stream.settings import redact
 
 __all__ = ["FAILED_RULES", "OnOffenders", "check_scope", "judge", "judge_whole", "verdict_column", "verdict_sql"]
 
@@ -165,7 +167,7 @@ def _failed_rules(
 
 
 def _violated(rule: Expectation, dataset: str, offenders: pa.Table, total: int) -> ExpectationFailed:
-    sample = shorten(offenders.slice(0, 1).to_pylist()[0], 300)
+    sample = shorten(redact(python_rows(offenders.slice(0, 1))[0]), 300)
     limit = "none (expect_or_fail)"
     if rule.is_limited:
         share = "" if rule.threshold is None else f"{rule.threshold * 100:g} %"

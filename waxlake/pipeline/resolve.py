@@ -171,14 +171,16 @@ class _Resolver:
 
     def _unique(self, definitions: Iterable[DatasetDefinition]) -> dict[str, DatasetDefinition]:
         unique: dict[str, DatasetDefinition] = {}
+        by_folded: dict[str, DatasetDefinition] = {}
         for definition in definitions:
-            taken = unique.get(definition.name)
-            if taken is not None:
+            taken = by_folded.setdefault(definition.name.casefold(), definition)  # SQL does not tell names by case
+            if taken is not definition:
+                alike = "" if taken.name == definition.name else f", '{taken.name}': SQL takes the two for one"
                 raise DefinitionError(
                     f"dataset '{definition.name}' is defined twice",
                     where=definition.where,
                     code="DUPLICATE_DATASET",
-                    found=f"another one at {taken.where}",
+                    found=f"another one at {taken.where}{alike}",
                     remedy="Rename one, or feed one table with wl.append_flow",
                 )
             rules = tuple(map(_with_tables, translated_rules(definition.expectations, self._spec.dialect)))
@@ -206,10 +208,11 @@ class _Resolver:
                     remedy="Put the rule on the table that reads the view",
                 )
             check_scope(definition, rule)
-        if _quarantines(definition) and name + QUARANTINE_SUFFIX in all_:
+        quarantine = (name + QUARANTINE_SUFFIX).casefold()
+        if _quarantines(definition) and (colliding := [n for n in all_ if n.casefold() == quarantine]):
             raise DefinitionError(
-                f"dataset '{name}{QUARANTINE_SUFFIX}' collides with the quarantine table of '{name}'",
-                where=all_[name + QUARANTINE_SUFFIX].where,
+                f"dataset '{colliding[0]}' collides with the quarantine table of '{name}'",
+                where=all_[colliding[0]].where,
                 code="DUPLICATE_DATASET",
             )
 

@@ -23,7 +23,7 @@ from waxlake.pipeline.selection import RESET_ALLOWED, Selection
 from waxlake.pipeline.signals import draining_on_signals
 from waxlake.pipeline.sink_refresh import refuse_refresh, sinks_that_resend
 from waxlake.pipeline.spec import Spec
-from waxlake.stream.errors import WaxlakeError
+from waxlake.stream.errors import InternalError, WaxlakeError
 
 __all__ = ["RunOptions", "run_update"]
 
@@ -249,7 +249,6 @@ def _run_dataflow(run: PreparedRun, main: Callable[[], None]) -> None:
         cause: BaseException | None = exc
         while cause is not None and not isinstance(cause, WaxlakeError):
             cause = cause.__cause__
-        if cause is None:
-            raise
+        cause = cause or InternalError.of(exc, "cannot go on with the update")
         run.fail(cause)
         raise cause from exc

@@ -12,6 +12,7 @@ from waxlake.pipeline.rows import json_line
 from waxlake.pipeline.spec import SampleSettings
 from waxlake.pipeline.state import Emit
 from waxlake.stream.errors import shorten
+from waxlake.stream.python_rows import python_rows
 from waxlake.stream.settings import redact
 
 __all__ = ["OffenderSampler"]
@@ -47,7 +48,7 @@ class OffenderSampler:
         if not taken:
             return
         texts = []
-        for row in offenders().slice(0, taken).to_pylist():
+        for row in python_rows(offenders().slice(0, taken)):
             hidden = {name: "***" if name in self._settings.redact else value for name, value in row.items()}
             text = shorten(json_line(redact(hidden)), max(bytes_left // taken, 20))
             texts.append(text)

@@ -13,9 +13,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-__all__ = ["drain_on_signals", "draining_on_signals"]
+__all__ = ["drain_on_signals", "draining_on_signals", "note_signals"]
 
 _NUMBERS: Final = (signal.SIGTERM, signal.SIGINT)
+_noted: Final[list[int]] = []
+"""Signals that came before a run was there to drain, and were not heeded yet."""
+
+
+def note_signals() -> None:
+    """Let a SIGTERM or SIGINT that comes before the run can drain be heeded by ``draining_on_signals``.
+
+    Called first thing by the command that runs: its imports take a second, and to be stopped within it is no failure. A second
+    signal ends the process.
+    """
+    for number in _NUMBERS:
+        signal.signal(number, _note)
+
+
+def _note(number: int, _frame: Any) -> None:
+    _noted.append(number)
+    for each in _NUMBERS:
+        signal.signal(each, _DEFAULTS[each])
+
+
+_DEFAULTS: Final[dict[int, Any]] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 def drain_on_signals(drain: Callable[[], None]) -> None:
@@ -35,10 +56,14 @@ def draining_on_signals(drain: Callable[[], None]) -> Iterator[None]:
 
     def handle(number: int, _frame: Any) -> None:
         _run_apart(drain)
-        signal.signal(number, before[number] if before[number] is not None else signal.SIG_DFL)
+        is_own = before[number] is None or before[number] is _note
+        signal.signal(number, _DEFAULTS[number] if is_own else before[number])
 
     for number in _NUMBERS:
         before[number] = signal.signal(number, handle)
+    if _noted:
+        _noted.clear()
+        drain()
     try:
         yield
     finally:

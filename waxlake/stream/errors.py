@@ -180,6 +180,20 @@ class FilesMoved(PositionMoved):
 class InternalError(WaxlakeError):
     """A promise of ours does not hold. Not retryable; a defect."""
 
+    @classmethod
+    def of(cls, exc: BaseException, what: str) -> InternalError:
+        """Return the error for an exception that nothing expected; ``what`` says what failed, and on which object."""
+        from waxlake.stream.settings import redact
+
+        while exc.__cause__ is not None:  # an engine wraps what was raised
+            exc = exc.__cause__
+        return cls(
+            what,
+            code="INTERNAL",
+            found=f"{type(exc).__name__}: {shorten(redact({'text': str(exc)})['text'], 300)}",
+            remedy="What was committed stays. Please report this with what WAXLAKE_DEBUG=1 shows",
+        )
+
 
 def shorten(value: object, limit: int = 120) -> str:
     """Return ``str(value)`` cut to ``limit`` characters, for a sample inside a message."""
