@@ -26,8 +26,9 @@ def value_rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
     try:
-        return column.to_pylist()
+        found: list[Any] = column.to_pylist()
     except (OverflowError, ValueError):
         if pa.types.is_nested(column.type):
             return [None if not value.is_valid else str(value) for value in column]
-        return column.cast(pa.string()).to_pylist()
+        found = column.cast(pa.string()).to_pylist()
+    return found
