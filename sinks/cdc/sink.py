@@ -21,6 +21,7 @@ from sinks.delta.constraints import constraints_of
 from sinks.delta.protocol import Committer
 from sinks.delta.sink import DeltaSink, Output, TableWriter
 from waxlake.stream.batch import MicroBatch
+from waxlake.stream.delta_table import stored_position
 from waxlake.stream.engine import open_session
 from waxlake.stream.errors import UsageError
 from waxlake.stream.failpoints import failpoint
@@ -208,7 +209,7 @@ class _MergeWriter(TableWriter):
             return Output(adds=[])
         merger = self._opened_merger()
         handle = committer.refresh()
-        merger.state.load(handle.transaction_version(STATE_APP_ID) or 0)
+        merger.state.load(stored_position(handle, STATE_APP_ID) or 0)
         failpoint("merge-begun")
         changes = pa.concat_tables(tables, promote_options="default").select(merger.shape.changes.names)
         merged = merger.merge(handle, changes.cast(merger.shape.changes))

@@ -32,7 +32,7 @@ from waxlake.stream.errors import TerminalError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import no_rows
 
-__all__ = ["DEFAULT_RETENTION", "STATE_APP_ID", "EventState", "adopt_events"]
+__all__ = ["DEFAULT_RETENTION", "STATE_APP_ID", "EventState", "adopt_events", "event_files"]
 
 STATE_APP_ID: Final = "waxlake/cdc/state"
 DEFAULT_RETENTION: Final = timedelta(days=2)
@@ -229,6 +229,21 @@ def _fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         for item in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def event_files(location: TableLocation, number: int) -> list[str]:
+    """Return the paths of the events that a commit names by the number of their manifest; 0 names none.
+
+    Raises:
+        TerminalError: The manifest is gone. Not retryable.
+    """
+    if not number:
+        return []
+    with (
+        delta_errors(f"read the state of table '{location.label}'"),
+        location.filesystem().open_input_file(_manifest(number)) as stream,
+    ):
+        return [segment["path"] for segment in json.loads(stream.read())["segments"]]
 
 
 def adopt_events(table: TableLocation, shadow: TableLocation) -> None:

@@ -117,6 +117,7 @@ def _versions(now: LogState, then: LogState) -> dict[str, int]:
         if len(parts) > 1 and parts[1] in _KEPT and (len(parts) == 2 or parts[1] in ("primary", "refresh")):
             continue
         is_position = parts[-1] not in ("identity", "sources", "definition", "state") and len(parts) > 3
+        is_position = is_position or parts[1:] == ["cdc", "state"]  # there was none before the first late event
         before = then.txns.get(app, FORGOTTEN if is_position else current)
         if before != current:
             versions[app] = before

@@ -228,17 +228,14 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._has_failed = False
 
     def write_batch(self, values: list[MicroBatch]) -> None:
-        """Take batches; commit if that made a flush due."""
-        for batch in values:
-            try:
-                if not self._has_failed:
-                    with delta_errors(f"write table '{self._target.location.label}'"):
-                        self._take(batch)
-            except WaxlakeError as error:
-                self._fail(error)
-            finally:
+        """Take batches; commit if that made a flush due. Only then are they out of their source's budget."""
+        try:
+            for batch in values:
+                self._guarded_take(batch)
+            self._guarded_flush()
+        finally:
+            for batch in values:
                 ByteBudget.give_back(batch.budget, batch.cost_bytes)
-        self._guarded_flush()
 
     def snapshot(self) -> None:
         """An epoch ended: commit what a partition that has ended left here."""
@@ -250,6 +247,15 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         self._rows.abandon()
         if self._rejected is not None:
             self._rejected.abandon()
+
+    def _guarded_take(self, batch: MicroBatch) -> None:
+        if self._has_failed:
+            return
+        try:
+            with delta_errors(f"write table '{self._target.location.label}'"):
+                self._take(batch)
+        except WaxlakeError as error:
+            self._fail(error)
 
     def _guarded_flush(self) -> None:
         if self._has_failed:

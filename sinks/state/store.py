@@ -33,7 +33,7 @@ from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import identity_version
 from waxlake.stream.schema import no_rows
 
-__all__ = ["EXPIRES", "ID", "StateStore", "StateTable", "read_manifest", "state_app_id"]
+__all__ = ["EXPIRES", "ID", "StateStore", "StateTable", "read_manifest", "state_app_id", "state_files"]
 
 ID: Final = "__waxlake_id"
 EXPIRES: Final = "__waxlake_expires"
@@ -74,6 +74,16 @@ def read_manifest(
             return manifest
     except TerminalError as error:
         raise _lost(location, error) from error
+
+
+def state_files(location: TableLocation, flow: str, number: int) -> list[str]:
+    """Return the paths of the segments of a state.
+
+    Raises:
+        TerminalError: Its manifest is gone. Not retryable.
+    """
+    tables = read_manifest(location, flow, number)["tables"]
+    return [segment["path"] for said in tables.values() for key in ("puts", "removals") for segment in said[key]]
 
 
 def _lost(location: TableLocation, error: TerminalError) -> TerminalError:

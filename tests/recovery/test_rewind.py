@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.project import Project
+from tests.services.s3 import ObjectStore
 from waxlake.pipeline.events import read_events
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.rewind import RewindOptions, TableRewind, parse_time, rewind
@@ -41,11 +42,25 @@ def aside():
 @wl.materialized_view
 def total():
     return wl.sql("SELECT count(*) AS n FROM ids")
+
+wl.create_streaming_table("newest")
+wl.create_auto_cdc_flow(target="newest", source="raw", keys=["amount"], sequence_by="id", apply_as_deletes="amount = 5")
 """
 
-MERGED = """
-wl.create_streaming_table("newest")
-wl.create_auto_cdc_flow(target="newest", source="raw", keys=["id"], sequence_by="amount")
+STATEFUL = """
+@wl.table
+def first():
+    return wl.read_stream("raw").drop_duplicates(["amount"])
+"""
+
+SINK = """
+@wl.foreach_batch_sink
+def told(rows, batch):
+    pass
+
+@wl.append_flow(target="told")
+def tell():
+    return wl.read_stream("raw")
 """
 
 
@@ -72,7 +87,7 @@ def go_back(project: Project, **options: object) -> list[TableRewind]:
 
 
 def contents(project: Project) -> dict[str, list[object]]:
-    found = {name: project.rows(name, "id") for name in ("raw", "clean", "clean_quarantine", "ids", "aside")}
+    found = {name: project.rows(name, "id") for name in ("raw", "clean", "clean_quarantine", "ids", "aside", "newest")}
     return {**found, "total": project.rows("total", "n")}
 
 
@@ -96,10 +111,11 @@ def test_p63_everything_goes_back_to_a_time_and_the_next_run_reads_on_from_there
     dry = go_back(shop, at=at, is_dry=True)
     assert {name: shop.handle(name).version() for name in versions} == versions
     assert {row.table: row.removed for row in dry} == {
-        "raw": 12, "clean": 6, "clean_quarantine": 6, "ids": 6, "aside": 12,
+        "raw": 12, "clean": 6, "clean_quarantine": 6, "ids": 6, "aside": 12, "newest": 0,
     }  # fmt: skip
     assert go_back(shop, at=at) == dry
-    for name in ("raw", "clean", "clean_quarantine", "ids", "aside"):
+    assert shop.rows("newest", "id") == [10, 11, 12, 13, 14]
+    for name in ("raw", "clean", "clean_quarantine", "ids", "aside", "newest"):
         assert sorted(shop.rows(name, "id")) == sorted(before[name]), name
     assert go_back(shop, at=moment()) == []
     events = read_events(load_spec(shop.folder).events_location(), event_type="user_action")
@@ -131,7 +147,7 @@ def test_p63_some_tables_go_back_with_those_that_read_them(shop: Project) -> Non
     assert len(shop.rows("raw", "id")) == 18
     assert shop.rows("total", "n") == [9]
     go_back(shop, versions={"raw": 0, "aside": 0})
-    assert [shop.rows(name, "id") for name in ("raw", "clean", "clean_quarantine", "ids", "aside")] == [[]] * 5
+    assert all(not rows for name, rows in contents(shop).items() if name != "total")
     run(shop)
     assert len(shop.rows("raw", "id")) == 18
     assert shop.rows("total", "n") == [9]
@@ -147,12 +163,15 @@ def test_p63_what_cannot_go_back(shop: Project) -> None:
             go_back(shop, **options)
     with pytest.raises(UsageError, match="OPTION_INVALID"):
         parse_time("yesterday")
-    shop.define(DEFINITIONS + MERGED)
-    run(shop)
     land(shop, 2)
     run(shop)
-    with pytest.raises(TerminalError, match="REWIND_NOT_POSSIBLE"):
-        go_back(shop, versions={"newest": 1})
+    state = max(Path(shop.path("newest")).glob("_waxlake/state-*.json"), key=lambda path: path.stat().st_mtime)
+    land(shop, 3)
+    run(shop)
+    state.rename(state.with_suffix(".gone"))  # as if a day had passed
+    with pytest.raises(TerminalError, match=r"late events are kept for a day.*REWIND_STATE_GONE"):
+        go_back(shop, versions={"newest": shop.handle("newest").version() - 1})
+    state.with_suffix(".gone").rename(state)
     shop.define(DEFINITIONS.replace('schema="id BIGINT")', 'schema="id BIGINT", clean_source="DELETE")'))
     with pytest.raises(TerminalError, match="REWIND_LOSES_ROWS"):
         go_back(shop, versions={"aside": 1})
@@ -169,6 +188,43 @@ def test_p63_what_cannot_go_back(shop: Project) -> None:
         go_back(shop, versions={"raw": 1})
 
 
+def test_p63_a_table_with_state_goes_back_where_its_state_is_there_and_a_sink_does_not(shop: Project) -> None:
+    shop.define(DEFINITIONS + SINK)
+    run(shop)
+    with pytest.raises(UsageError, match="UNKNOWN_DATASET"):
+        go_back(shop, versions={"told": 0})
+    with pytest.raises(TerminalError, match=r"'told' cannot be rewound.*handed over.*REWIND_NOT_POSSIBLE"):
+        go_back(shop, versions={"raw": 0})
+    shop.define(DEFINITIONS + STATEFUL)
+    run(shop)
+    first = shop.handle("first").version()
+    shop.land("2.json", {"id": 20, "amount": 0.0}, {"id": 21, "amount": 20.0})
+    run(shop)
+    with pytest.raises(TerminalError, match=r"flow 'first' deletes the state.*REWIND_STATE_GONE"):
+        go_back(shop, versions={"first": first})
+    go_back(shop, versions={"first": 0})
+    assert shop.rows("first", "id") == []
+    run(shop)
+    assert shop.rows("first", "id") == [10, 11, 12, 13, 14, 15, 21]
+
+
+def test_p63_tables_in_an_object_store_go_back_too(tmp_path: Path, s3_store: ObjectStore, bucket: str) -> None:
+    project = Project(tmp_path / "shop", storage=f"s3://{bucket}/lake", storage_options=s3_store.storage_options)
+    project.define(DEFINITIONS)
+    land(project, 1)
+    run(project)
+    before, at = contents(project), moment()
+    land(project, 2)
+    run(project)
+    after = contents(project)
+    killed = project.waxlake("rewind", "--to", at.isoformat(), WAXLAKE_FAILPOINT="rewound:2")
+    assert killed.code == -signal.SIGKILL
+    go_back(project, versions={"raw": project.handle("raw").version()})  # finishes what was decided
+    assert {**contents(project), "total": before["total"]} == before
+    run(project)
+    assert contents(project) == after
+
+
 @pytest.mark.parametrize(
     ("place", "is_decided"),
     [
@@ -177,6 +233,7 @@ def test_p63_what_cannot_go_back(shop: Project) -> None:
         ("before-rewind:3", True),
         ("rewound:1", True),
         ("rewound:4", True),
+        ("rewound:6", True),
     ],
 )
 def test_p63_a_kill_leaves_the_old_tables_or_the_new_ones(shop: Project, place: str, is_decided: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import bytewax.operators as op
@@ -22,7 +23,8 @@ from sinks.state import StatefulSink
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.graph import Dataset
-from waxlake.pipeline.plan import RunPlan, SourceGroup
+from waxlake.pipeline.lanes import Lane, Lanes, LaneSink, Pending
+from waxlake.pipeline.plan import RunPlan, SourceGroup, calls_functions
 from waxlake.pipeline.quarantine import with_provenance
 from waxlake.pipeline.replaced_files import replace_column
 from waxlake.pipeline.sinks import batch_options
@@ -53,6 +55,7 @@ def build_dataflow(
     tables: StaticTables,
     *,
     workers: int,
+    lanes: Lanes | None = None,
 ) -> Dataflow:
     """Return the dataflow of one run.
 
@@ -63,9 +66,10 @@ def build_dataflow(
         state: How the run is steered and watched.
         tables: Static tables.
         workers: Workers of the whole cluster; a source is split into as many groups of partitions at most.
+        lanes: Where flows and tables do their work, so that none holds back another; None to do it on Bytewax's own threads.
     """
     dataflow = Dataflow(step_id(checked.graph.spec.name))
-    streams: dict[str, list[DataflowStream[tuple[str, MicroBatch]]]] = {}
+    streams: dict[str, list[DataflowStream[tuple[str, Any]]]] = {}
     for group in groups:
         source_plan = plan.sources.get(group.key)
         if source_plan is None:
@@ -75,27 +79,33 @@ def build_dataflow(
             plan=source_plan,
             columns=group.columns,
             group_count=workers,
-            control=_read_control(checked, group, plan, state),
+            control=_read_control(checked, group, plan, state, lanes),
         )
         batches = op.input(group.key, dataflow, source)
         for index, part in enumerate(group.flows):
-            step = _FlowStep(part, state, tables, has_quarantine=_quarantine(checked, part) is not None)
+            step = _FlowStep(part, state, tables, lanes if calls_functions(part) else None)
             moved = op.flat_map(f"flow_{group.key}_{index}", batches, step)
             streams.setdefault(part.flow.target, []).append(moved)
     shared = {part.flow.target for group in groups if len(group.flows) > 1 for part in group.flows}
     for target, parts in streams.items():
         merged = op.merge(f"merge_{step_id(target)}", *parts) if len(parts) > 1 else parts[0]
-        op.output(f"write_{step_id(target)}", merged, _sink(checked, target, plan, state, tables, target in shared))
+        sink: Any = _sink(checked, target, plan, state, tables, target in shared)
+        if lanes is not None:
+            sink = LaneSink(sink, lanes, target)
+        op.output(f"write_{step_id(target)}", merged, sink)
     if not streams:  # Bytewax wants an input and an output, even where there is nothing to do
         op.output("nothing", op.input("nothing_to_do", dataflow, TestingSource([])), StdOutSink())
     return dataflow
 
 
-def _quarantine(checked: CheckedGraph, part: CheckedFlow) -> object:
-    return checked.graph.datasets[part.flow.target].quarantine
+def _flow_lane(part: CheckedFlow) -> str:
+    return f"{part.flow.target}/{part.flow.name}"
 
 
-def _read_control(checked: CheckedGraph, group: SourceGroup, plan: RunPlan, state: RunState) -> ReadControl:
+def _read_control(
+    checked: CheckedGraph, group: SourceGroup, plan: RunPlan, state: RunState, lanes: Lanes | None
+) -> ReadControl:
+    keys = {key for part in group.flows for key in (part.flow.target, _flow_lane(part))}
     return ReadControl(
         is_draining=state.is_draining,
         gate=lambda: state.gate(group),
@@ -106,6 +116,8 @@ def _read_control(checked: CheckedGraph, group: SourceGroup, plan: RunPlan, stat
         give_up_after_s=checked.graph.spec.give_up_after if plan.is_bounded else None,
         fan_out=len(group.flows),
         heartbeat_s=min(0.5, _interval_s(checked, plan) / 2),
+        has_lanes=lanes is not None,
+        is_held=(lambda: False) if lanes is None else lambda: lanes.are_full(keys),
     )
 
 
@@ -182,34 +194,57 @@ def _key_rules(checked: CheckedGraph, target: str) -> UniqueRows | None:
 
 @dataclass(slots=True)
 class _FlowStep:
-    """The step of one flow: rows in, rows of its table out; called for every micro-batch on the source's worker."""
+    """The step of one flow: rows in, rows of its table out; called for every micro-batch on the source's worker.
+
+    With ``lanes`` it hands the batch in to a lane, one for each worker, and passes on what that will have made of it.
+    """
 
     part: CheckedFlow
     state: RunState
     tables: StaticTables
-    has_quarantine: bool
+    lanes: Lanes | None
+    by_thread: dict[int, Lane] = field(default_factory=dict)
 
-    def __call__(self, batch: MicroBatch) -> Iterable[tuple[str, MicroBatch]]:
+    def __call__(self, batch: MicroBatch) -> Iterable[tuple[str, MicroBatch | Pending]]:
         target = self.part.flow.target
-        if not self.part.takes(batch.partition) or self.state.has_failed(target):
+        if not self.part.takes(batch.partition):
             ByteBudget.give_back(batch.budget, batch.cost_bytes)
             return []
-        try:
-            return [(target, self._made(batch))]
-        except WaxlakeError as error:
-            ByteBudget.give_back(batch.budget, batch.cost_bytes)
-            if not self.state.fail(target, error):
-                raise
-            return []
-        except Exception as exc:  # the boundary of a flow: the others go on
-            ByteBudget.give_back(batch.budget, batch.cost_bytes)
-            defect = InternalError.of(exc, f"cannot process rows of flow '{self.part.flow.name}'")
-            defect.__cause__ = exc
-            if not self.state.fail(target, defect):
-                raise defect from exc
-            return []
+        if self.lanes is None:
+            made = self._made(batch)
+            return [] if made is None else [(target, made)]
+        self.lanes.check()
+        pending = Pending()
+        return [(target, pending)] if self._lane(self.lanes).put_batch(batch, (batch, pending)) else []
 
-    def _made(self, batch: MicroBatch) -> MicroBatch:
+    def _lane(self, lanes: Lanes) -> Lane:
+        thread = threading.get_ident()
+        if thread not in self.by_thread:
+            self.by_thread[thread] = lanes.lane(_flow_lane(self.part), self._make)
+        return self.by_thread[thread]
+
+    def _make(self, item: tuple[MicroBatch, Pending]) -> None:
+        batch, pending = item
+        pending.made(self._made(batch))
+
+    def _made(self, batch: MicroBatch) -> MicroBatch | None:
+        """Return what the flow makes of a batch; None if it failed, now or before."""
+        target = self.part.flow.target
+        if not self.state.has_failed(target):
+            try:
+                return self._transformed(batch)
+            except WaxlakeError as error:
+                if not self.state.fail(target, error):
+                    raise
+            except Exception as exc:  # the boundary of a flow: the others go on
+                defect = InternalError.of(exc, f"cannot process rows of flow '{self.part.flow.name}'")
+                defect.__cause__ = exc
+                if not self.state.fail(target, defect):
+                    raise defect from exc
+        ByteBudget.give_back(batch.budget, batch.cost_bytes)
+        return None
+
+    def _transformed(self, batch: MicroBatch) -> MicroBatch:
         moves = batch.end > batch.start
         outcome = self.part.transform.apply(self.part.fitted(batch.table), self.tables, moves=moves)
         rejected = outcome.rejected

@@ -17,7 +17,7 @@ from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.columns import keep_declared, without_constraints
 from waxlake.pipeline.commits import refuse_restored
-from waxlake.pipeline.definitions import TableRead, located
+from waxlake.pipeline.definitions import MapBatches, TableRead, located
 from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset
 from waxlake.pipeline.notes import with_notes
@@ -46,6 +46,7 @@ __all__ = [
     "DurablePositions",
     "RunPlan",
     "SourceGroup",
+    "calls_functions",
     "claim_tables",
     "make_plan",
     "prepare_tables",
@@ -131,7 +132,7 @@ def source_groups(checked: CheckedGraph) -> list[SourceGroup]:
     grouped: list[list[CheckedFlow]] = []
     for part in checked.selected_flows:
         for group in grouped:
-            if _shares_read(group[0], part):
+            if _shares_read(group[0], part) and not _reads_alone(checked, group[0], part):
                 group.append(part)
                 break
         else:
@@ -150,6 +151,21 @@ def _shares_read(one: CheckedFlow, other: CheckedFlow) -> bool:
     if isinstance(one.connector, Sharing):
         return isinstance(other.connector, Sharing) and one.connector.source_key() == other.connector.source_key()
     return one.read == other.read and one.gates == other.gates and one.fixed == other.fixed
+
+
+def _reads_alone(checked: CheckedGraph, one: CheckedFlow, other: CheckedFlow) -> bool:
+    """Return whether two flows read a table each by itself: one that may be slow would hold back the other."""
+    if not isinstance(one.read, TableRead):
+        return False
+    return any(
+        calls_functions(part) or checked.graph.datasets[part.flow.target].definition.sink is not None
+        for part in (one, other)
+    )
+
+
+def calls_functions(part: CheckedFlow) -> bool:
+    """Return whether the work of a flow is a user's, and takes as long as that takes."""
+    return any(isinstance(step, MapBatches) for step in part.transform.steps)
 
 
 def _group_connector(group: Sequence[CheckedFlow]) -> Connector:

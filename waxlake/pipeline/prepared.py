@@ -29,6 +29,7 @@ from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text
 from waxlake.pipeline.full_refresh import finish_full_refreshes
 from waxlake.pipeline.graph import Dataset, Flow
+from waxlake.pipeline.lanes import Lanes
 from waxlake.pipeline.lease import Holder, UpdateLease
 from waxlake.pipeline.notify import Notifier
 from waxlake.pipeline.ownership import refuse_foreign_tables
@@ -165,6 +166,7 @@ class PreparedRun:
         plan: What it reads.
         state: How it is steered.
         report: Where its events go.
+        lanes: Where its work is done, if not on the threads of Bytewax; closed after it returned.
     """
 
     dataflow: Dataflow
@@ -174,6 +176,7 @@ class PreparedRun:
     completion: Completion
     checked: CheckedGraph
     groups: Sequence[SourceGroup]
+    lanes: Lanes | None
     started_s: float
 
     @property
@@ -396,14 +399,16 @@ def prepare_run(
     )
     _note_failures(plan, groups, state)
     tables = LatestTables(checked)
+    lanes = Lanes() if isolates and len(plan.sources) > 1 else None  # one source has nobody to hold back
     return PreparedRun(
-        dataflow=build_dataflow(checked, groups, plan, state, tables, workers=workers),
+        dataflow=build_dataflow(checked, groups, plan, state, tables, workers=workers, lanes=lanes),
         plan=plan,
         state=state,
         report=report,
         completion=completion,
         checked=checked,
         groups=groups,
+        lanes=lanes,
         started_s=started_s if before is None else before.started_s,
     )
 

@@ -28,6 +28,7 @@ from waxlake.pipeline.events import EventLog, make_event
 from waxlake.pipeline.full_refresh import decide, finish_full_refreshes
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Graph
 from waxlake.pipeline.lease import LeaseTerms, UpdateLease
+from waxlake.pipeline.rewound_state import require_state
 from waxlake.stream.delta_table import REPLAYED_APP_ID, TableLocation, delta_errors, stored_position
 from waxlake.stream.errors import TerminalError, UsageError
 from waxlake.stream.failpoints import failpoint
@@ -87,7 +88,7 @@ def rewind(graph: Graph, options: RewindOptions) -> list[TableRewind]:
     Raises:
         UsageError: An unknown table, or neither a time nor a version. Not retryable.
         TerminalError: ``REWIND_LOSES_ROWS``, ``REWIND_NEEDS_DEPENDANTS``, ``REWIND_NOT_POSSIBLE``, ``REWIND_TOO_FAR``,
-            ``REWIND_FILES_GONE``, or ``UPDATE_RUNNING``. Not retryable.
+            ``REWIND_FILES_GONE``, ``REWIND_STATE_GONE``, or ``UPDATE_RUNNING``. Not retryable.
     """
     lease = UpdateLease(graph.spec, LeaseTerms(), threading.Event())
     try:
@@ -278,6 +279,7 @@ def _entry(checked: CheckedGraph, name: str, version: int) -> dict[str, Any]:
     if then.txns.get(REPLAYED_APP_ID) != now.txns.get(REPLAYED_APP_ID):
         raise _not_possible(name, "its quarantine was replayed since", "a version after the replay")
     require_files(location, now, then)
+    require_state(checked, dataset, now, then)
     if dataset.quarantine is not None and dataset.quarantine.exists():
         entry["quarantine"] = _quarantine_version(
             dataset.quarantine, str(location.open().metadata().id), then.txns.get(_MANIFEST_APP_ID, 0)
@@ -301,10 +303,6 @@ def _require_possible(checked: CheckedGraph, dataset: Dataset) -> None:
     name = dataset.name
     if dataset.kind != "table":
         raise _not_possible(name, f"a {dataset.kind.replace('_', ' ')}: what it has handed over stays there", "a table")
-    if name in checked.stateful:
-        raise _not_possible(name, "a flow that keeps state (windows, joins, duplicates)", "flows without state")
-    if dataset.definition.is_merged:
-        raise _not_possible(name, "AUTO CDC, whose late events lie beside the table", "flows that append")
     for other in checked.flows:
         if isinstance(other.read, TableRead) and other.read.name == name + QUARANTINE_SUFFIX:
             raise _not_possible(name, f"flow '{other.flow.name}' streams from its quarantine table", "no such flow")

@@ -229,13 +229,17 @@ def _report_reset(run: PreparedRun, reason: str) -> None:
 def _run_once(run: PreparedRun, workers: int) -> None:
     from bytewax._bytewax import cluster_main
 
-    if not run.is_idle:
-        _run_dataflow(
-            run,
-            lambda: cluster_main(  # type: ignore[no-untyped-call]
+    def main() -> None:
+        try:
+            cluster_main(  # type: ignore[no-untyped-call]
                 run.dataflow, [], 0, epoch_interval=EPOCH_INTERVAL, worker_count_per_proc=workers
-            ),
-        )
+            )
+        finally:
+            if run.lanes is not None:
+                run.lanes.close()
+
+    if not run.is_idle:
+        _run_dataflow(run, main)
 
 
 def _run_dataflow(run: PreparedRun, main: Callable[[], None]) -> None:

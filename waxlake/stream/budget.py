@@ -35,6 +35,11 @@ class ByteBudget:
         """Whether nothing more may be emitted now."""
         return self._used_bytes >= self.limit_bytes
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._used_bytes
+
     def take(self, size_bytes: int) -> None:
         """Count ``size_bytes`` as in flight."""
         with self._lock:

@@ -369,6 +369,9 @@ class ReadControl:
         budget_bytes: Most bytes in flight.
         fan_out: Number of flows that each give back what a batch cost.
         heartbeat_s: Seconds between two empty batches of an idle source: how exactly sinks keep to the age of what they hold.
+        has_lanes: Batches are taken by threads of this process after Bytewax has passed them on: the end of an epoch says nothing
+            of them, and a source ends only when all that it emitted was taken.
+        is_held: Whether so much waits there that nothing more should be read now.
     """
 
     is_draining: Callable[[], bool] = lambda: False
@@ -381,6 +384,8 @@ class ReadControl:
     budget_bytes: int = 256 << 20
     fan_out: int = 1
     heartbeat_s: float = 0.5
+    has_lanes: bool = False
+    is_held: Callable[[], bool] = lambda: False
 
 
 @dataclass(slots=True)
@@ -463,21 +468,24 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         """Return what is ready; called by Bytewax whenever ``next_awake`` has passed."""
         self._awake_at = None
         if self._has_ended:
+            if self._waits_for_lanes():
+                self._confirm_now_and_then()
+                return self._idle()
             self.close()  # now, and not when the process ends: a reader's thread must not outlive the interpreter
             raise StopIteration
         if self._stopping is not None:
             return self._stop_when_flushed(self._stopping)
         try:
             with delta_errors(f"read {self._plan.name}"):  # what a store's client lets through
-                return self._next()
+                return self._charged(self._next())
         except TransientError as error:
-            return self._retry(error)
+            return self._charged(self._retry(error))
         except SchemaGrown as error:
             if self._reader is None or not self._control.on_growth(error):
                 raise
-            return self._end(self._reader)
+            return self._charged(self._end(self._reader))
         except WaxlakeError as error:
-            return self._stop(error)
+            return self._charged(self._stop(error))
 
     def next_awake(self) -> datetime | None:
         """Return when to be called again; None for at once."""
@@ -485,7 +493,8 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
 
     def snapshot(self) -> None:
         """An epoch ended: every sink has received what was emitted in it."""
-        self._budget.epoch_ended()
+        if not self._control.has_lanes:
+            self._budget.epoch_ended()
         self._has_flushed = True
 
     def close(self) -> None:
@@ -511,9 +520,9 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         if self._control.is_draining() or self._reader.is_done:
             return self._end(self._reader)
         self._confirm_now_and_then()
-        if self._budget.is_exhausted:
-            return self._idle()
-        batches = [self._charged(batch) for batch in self._reader.read()]
+        if self._budget.is_exhausted or self._control.is_held():
+            return self._heartbeat(self._reader)
+        batches = list(self._reader.read())
         self._failing_since_s = None
         if not batches:
             return self._heartbeat(self._reader)
@@ -541,10 +550,18 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
                     batches.append(self._empty_batch(partition, start, end, skipped=(start, end)))
         return batches
 
-    def _charged(self, batch: MicroBatch) -> MicroBatch:
-        cost = batch.table.nbytes
-        self._budget.take(cost * self._control.fan_out)
-        return replace(batch, cost_bytes=cost, budget=self._budget.name)
+    def _charged(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """Take what batches cost from the budget; one without rows costs a byte where it has to be known when it was taken."""
+        charged = []
+        for batch in batches:
+            cost = batch.table.nbytes or int(self._control.has_lanes)
+            self._budget.take(cost * self._control.fan_out)
+            charged.append(replace(batch, cost_bytes=cost, budget=self._budget.name))
+        return charged
+
+    def _waits_for_lanes(self) -> bool:
+        """Return whether something that was emitted was not taken yet."""
+        return self._control.has_lanes and not self._budget.is_untouched
 
     def _idle(self) -> list[MicroBatch]:
         self._awake_at = scheduler_now() + _IDLE
@@ -604,7 +621,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         return self._empty_batches(self._reader, is_last=True)
 
     def _stop_when_flushed(self, error: WaxlakeError) -> list[MicroBatch]:
-        if not self._has_flushed:
+        if not self._has_flushed or self._waits_for_lanes():
             return self._idle()
         self.close()
         return self._give_up(error)
