@@ -23,6 +23,7 @@ from sinks.delta.stored import FileReader
 from waxlake.stream.batch import DROP_FILE, DROP_ROW, MicroBatch, Refresh
 from waxlake.stream.delta_table import arrow_schema
 from waxlake.stream.errors import FilesMoved
+from waxlake.stream.failpoints import failpoint
 from waxlake.stream.schema import cast_exact
 
 __all__ = ["RefreshSink"]
@@ -75,6 +76,7 @@ class _RefreshWriter(TableWriter):
         if refresh.drops is not None:
             removes = self._rewritten(committer, refresh.drops)
         adds = super()._output(committer).adds
+        failpoint("view-written")
         facts = {flow: {"refresh": dict(refresh.facts)} for flow in self._tally.facts()["flows"]}
         return Output(adds=adds, removes=removes, versions=refresh.versions, facts=facts)
 

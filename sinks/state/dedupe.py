@@ -6,9 +6,10 @@ watermark allows are left out, so what is kept can be forgotten once the waterma
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
@@ -23,6 +24,8 @@ from waxlake.stream.schema import no_rows
 from waxlake.stream.settings import nearest
 
 __all__ = ["Dedupe", "require_columns"]
+
+_PASSES: Final = 8
 
 
 def require_columns(schema: pa.Schema, names: Sequence[str], *, what: str) -> None:
@@ -133,7 +136,12 @@ class _BoundDedupe:
         held = f"(SELECT s.* FROM {keys.sql_name} s SEMI JOIN pending p ON {self._equal('s', 'p')})"
         self._drop_duplicates_of(session, held)
         session.execute("CREATE OR REPLACE TEMP TABLE kept AS SELECT * FROM pending LIMIT 0")
+        passes = 0
         while session.execute("SELECT count(*) FROM pending").fetchall() != [(0,)]:
+            passes += 1
+            if passes > _PASSES:
+                self._keep_in_turn(session)
+                break
             session.execute(
                 f"CREATE OR REPLACE TEMP TABLE first AS SELECT {names}, min({ROW}) AS {ROW}, "
                 f"arg_min({TIME}, {ROW}) AS {TIME} FROM pending GROUP BY {names}"
@@ -144,6 +152,25 @@ class _BoundDedupe:
         keys.put(f"SELECT *, {expires} AS {EXPIRES} FROM kept")
         rows: pa.Array = session.sql(f"SELECT {ROW} FROM kept ORDER BY {ROW}").to_arrow_table().column(0)
         return rows
+
+    def _keep_in_turn(self, session: duckdb.DuckDBPyConnection) -> None:
+        """Go through what is left row by row: a few keys hold many rows, and a pass keeps but one of each."""
+        assert self._within is not None
+        names = select_list(self._rule.keys)
+        left = session.sql(
+            f"SELECT dense_rank() OVER (ORDER BY {names}), {ROW}, {TIME} FROM pending ORDER BY {ROW}"
+        ).fetchall()
+        times: dict[int, list[int]] = {}
+        taken = []
+        for key, number, at in left:
+            kept = times.setdefault(key, [])
+            place = bisect_left(kept, at - self._within)
+            if place == len(kept) or kept[place] > at + self._within:
+                insort(kept, at)
+                taken.append(number)
+        session.register("taken", pa.table({ROW: pa.array(taken, pa.int64())}))
+        session.execute(f"INSERT INTO kept SELECT p.* FROM pending p SEMI JOIN taken t ON p.{ROW} = t.{ROW}")
+        session.unregister("taken")
 
     def _drop_duplicates_of(self, session: duckdb.DuckDBPyConnection, kept: str) -> None:
         span = "" if self._time is None else (

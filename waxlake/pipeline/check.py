@@ -6,7 +6,7 @@ That finds unknown columns, wrong types and misuse, and yields the columns of ev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -502,14 +502,14 @@ def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> Ch
         schema=query.schema,
     )
     transform.compile()
-    gates = tuple(name for name in _stored_inputs(checked, flow) if name in checked.graph.datasets)
+    gates = tuple(name for name in stored_tables_of(checked, flow.statics) if name in checked.graph.datasets)
     return CheckedFlow(
         flow=flow,
         read=TableRead(name=f"view:{dataset.name}"),
         connector=ViewConnector(
             checked,
             dataset.name,
-            _stored_inputs(checked, flow),
+            stored_tables_of(checked, flow.statics),
             tuple(query.files.values()),
             min_interval_s=own_interval_s(dataset) or VIEW_INTERVAL_S,
         ),
@@ -519,13 +519,13 @@ def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> Ch
     )
 
 
-def _stored_inputs(checked: CheckedGraph, flow: Flow) -> tuple[str, ...]:
-    """Return the stored tables a view depends on, temporary views looked through."""
+def stored_tables_of(checked: CheckedGraph, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the stored tables that are read under some names, temporary views looked through."""
     found: list[str] = []
-    for name in flow.statics:
+    for name in names:
         dataset = checked.graph.datasets.get(name)
         if dataset is not None and dataset.kind == "temporary_view":
-            found += _stored_inputs(checked, dataset.flows[0])
+            found += stored_tables_of(checked, dataset.flows[0].statics)
         else:
             found.append(name)
     return tuple(dict.fromkeys(found))

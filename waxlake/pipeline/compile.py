@@ -24,6 +24,7 @@ from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.graph import Dataset
 from waxlake.pipeline.lanes import Lane, Lanes, LaneSink, Pending
+from waxlake.pipeline.pinned import flow_tables
 from waxlake.pipeline.plan import RunPlan, SourceGroup, calls_functions
 from waxlake.pipeline.quarantine import with_provenance
 from waxlake.pipeline.replaced_files import replace_column
@@ -83,7 +84,8 @@ def build_dataflow(
         )
         batches = op.input(group.key, dataflow, source)
         for index, part in enumerate(group.flows):
-            step = _FlowStep(part, state, tables, lanes if calls_functions(part) else None)
+            own = flow_tables(checked, part.flow, plan.pinned, tables)
+            step = _FlowStep(part, state, own, lanes if calls_functions(part) else None)
             moved = op.flat_map(f"flow_{group.key}_{index}", batches, step)
             streams.setdefault(part.flow.target, []).append(moved)
     shared = {part.flow.target for group in groups if len(group.flows) > 1 for part in group.flows}
@@ -149,7 +151,7 @@ def _sink(
     if replaced is not None:
         sink, options = ReplacingSink, {"column": replaced}
     if target in checked.stateful:
-        sink, options = StatefulSink, {"flows": stateful_flows(checked, target, tables)}
+        sink, options = StatefulSink, {"flows": stateful_flows(checked, target, plan.pinned, tables)}
     limits = {} if dataset.definition.sink is None else dataset.definition.sink.flush_limits()
     if dataset.has_ledger:
         sink, options = BatchSink, batch_options(dataset, checked.schemas[target], plan, state, checked.graph.spec)

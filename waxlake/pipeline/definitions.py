@@ -211,10 +211,11 @@ Read = KafkaRead | FilesRead | DatabaseRead | TableRead | SqlQuery
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """``.sql``: a query over ``stream`` and static datasets."""
+    """``.sql``: a query over ``stream`` and static datasets; these at one version for a whole update if it is pinned."""
 
     text: str
     where: str
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

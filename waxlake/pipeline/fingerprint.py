@@ -80,7 +80,8 @@ def _step(step: Step) -> list[str]:
 
 
 def _values(element: Any) -> list[Any]:
-    return [getattr(element, item.name) for item in fields(element) if item.name != "where"]
+    values = [(item.name, getattr(element, item.name)) for item in fields(element) if item.name != "where"]
+    return [value for name, value in values if name != "pinned" or value]
 
 
 def _rule(rule: Expectation) -> str:

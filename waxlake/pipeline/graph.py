@@ -47,6 +47,7 @@ class Flow:
         where: ``file:line``.
         changes: What its rows mean if they are changes to be merged, or None.
         once: Whether it ends for good when it has read what its source holds.
+        pinned: Those of ``statics`` that it reads at one version for a whole update.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Flow:
     where: str
     changes: ChangeRules | None = None
     once: bool = False
+    pinned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,7 @@ class RunPlan:
         failures: Group key to why its source cannot be read.
         sink_failures: Sink to why it cannot take what an earlier run had decided to hand over.
         seen_files: View to what was there of the files it reads when the run was planned.
+        pinned: Static table to the version that flows read which pin it.
         beginning: Keys of groups with a flow that has no position in some partition yet: where it begins is to be stored.
     """
 
@@ -120,6 +121,7 @@ class RunPlan:
     failures: dict[str, ExternalError] = field(default_factory=dict)
     sink_failures: dict[str, WaxlakeError] = field(default_factory=dict)
     seen_files: dict[str, list[str]] = field(default_factory=dict)
+    pinned: dict[str, int] = field(default_factory=dict)
     beginning: set[str] = field(default_factory=set)
 
 

@@ -33,6 +33,7 @@ from waxlake.pipeline.lanes import Lanes
 from waxlake.pipeline.lease import Holder, UpdateLease
 from waxlake.pipeline.notify import Notifier
 from waxlake.pipeline.ownership import refuse_foreign_tables
+from waxlake.pipeline.pinned import pinned_versions
 from waxlake.pipeline.plan import (
     Completion,
     RunPlan,
@@ -373,7 +374,9 @@ def prepare_run(
             _report_creation(report, here, mode, cause)
         _begin(report, lease)
         claims_first = claims or (lease is not None and lease.was_taken_over)
-        return _planned(here, report, is_bounded=mode == "triggered", claims=claims_first)
+        made = _planned(here, report, is_bounded=mode == "triggered", claims=claims_first)
+        made.pinned = pinned_versions(here, is_bounded=made.is_bounded) if before is None else before.plan.pinned
+        return made
 
     plan = _shared(plan_here, cluster, report)
     # Other processes look only now: what the first one has inferred of its sources is stored by then.

@@ -304,6 +304,7 @@ class _Resolver:
         self._check_distinct_reads(flow, branches, is_stream=isinstance(relation, Stream))
         inputs: list[str] = []
         statics: list[str] = []
+        pinned: list[str] = []
         for branch in branches:
             if isinstance(relation, Stream):
                 inputs.append(read_name(branch.read))
@@ -313,7 +314,9 @@ class _Resolver:
                 statics += sorted(self._resolved(branch.read.text, branch.read.where))
             for step in branch.steps:
                 if isinstance(step, Query):
-                    statics += sorted(self._resolved(step.text, step.where) - {"stream"})
+                    found = sorted(self._resolved(step.text, step.where) - {"stream"})
+                    statics += found
+                    pinned += found if step.pinned else []
                 elif isinstance(step, Expect):
                     statics += self._tables_of_rules(step.expectations)
         statics += self._tables_of_rules(definition.expectations)
@@ -326,6 +329,7 @@ class _Resolver:
             where=flow.where,
             changes=translated_changes(flow.changes, dialect, flow.where),
             once=flow.once,
+            pinned=tuple(dict.fromkeys(pinned)),
         )
 
     def _tables_of_rules(self, rules: Iterable[Expectation]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from sinks.state.store import read_manifest, state_app_id
 from waxlake.pipeline.columns import derived_columns
 from waxlake.pipeline.definitions import Stateful, located
 from waxlake.pipeline.expectations import FAILED_RULES
+from waxlake.pipeline.pinned import flow_tables
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.stateful_chain import next_stage, one_operator
 from waxlake.pipeline.stateful_steps import SplitSteps, split_steps, steps_statics
@@ -246,14 +248,25 @@ def with_inputs(rows: pa.Schema, plans: Mapping[str, StatefulPlan], dataset: Dat
     return pa.schema(list(fields.values()))
 
 
-def stateful_flows(checked: CheckedGraph, target: str, tables: StaticTables) -> dict[str, StatefulFlow]:
-    """Return the operators of a table as its sink takes them."""
+def stateful_flows(
+    checked: CheckedGraph, target: str, pinned: Mapping[str, int], tables: StaticTables
+) -> dict[str, StatefulFlow]:
+    """Return the operators of a table as its sink takes them.
+
+    Args:
+        checked: The pipeline.
+        target: The table.
+        pinned: Versions of static tables that flows pin.
+        tables: Finds static tables.
+    """
+    flows = {flow.name: flow for flow in checked.graph.datasets[target].flows}
+    own = {name: flow_tables(checked, flow, pinned, tables) for name, flow in flows.items()}
     return {
         flow: StatefulFlow(
-            operator=plan.joined(lambda transform: _Finish(transform, tables)),
+            operator=plan.joined(partial(_Finish, tables=own[flow])),
             times=plan.times,
             sources=plan.sources,
-            finish=_Finish(plan.finish, tables),
+            finish=_Finish(plan.finish, own[flow]),
             output=plan.finish.output,
             reject=_rejected if any(time.keeps_late for time in plan.times.values()) else None,
         )

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 R = TypeVar("R", bound="Relation")
-_STREAMS: Final = re.compile(r"\b(FROM|JOIN)\s+STREAM\s*\(", re.IGNORECASE)
+_STREAMS: Final = re.compile(r"\b(FROM|JOIN)\s+STREAM(\s*\(|\s+read_)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,15 @@ class Relation:
     def _with(self: R, step: Step) -> R:
         return replace(self, branches=tuple(Branch(b.read, (*b.steps, step)) for b in self.branches))
 
-    def sql(self: R, query: str) -> R:
+    def sql(self: R, query: str, *, pinned: bool = False) -> R:
         """Run a query over these rows, named ``stream``; other datasets by name are read at their latest version.
 
         Args:
             query: ``SELECT … FROM stream …`` in DuckDB's dialect. It sees one micro-batch at a time.
+            pinned: Read the other datasets at one version for the whole update: the one they had when it was planned; in a
+                triggered update, tables of the pipeline as it leaves them.
         """
-        return self._with(Query(text=_text(query, "sql"), where=calling_line()))
+        return self._with(Query(text=_text(query, "sql"), where=calling_line(), pinned=bool(pinned)))
 
     def where(self: R, condition: str) -> R:
         """Keep the rows for which a SQL condition is true."""

@@ -17,6 +17,7 @@ from waxlake.stream.schema import no_rows
 
 if TYPE_CHECKING:
     from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.sql import StaticTables
 
 __all__ = ["EmptyTables", "LatestTables", "PinnedTables"]
 
@@ -86,10 +87,13 @@ class PinnedTables:
     Args:
         checked: The pipeline.
         handles: Stored tables by name; views are computed over them.
+        others: Finds the stored tables that are not among them.
     """
 
-    def __init__(self, checked: CheckedGraph, handles: Mapping[str, DeltaTable]) -> None:
-        self._checked, self._handles = checked, handles
+    def __init__(
+        self, checked: CheckedGraph, handles: Mapping[str, DeltaTable], others: StaticTables | None = None
+    ) -> None:
+        self._checked, self._handles, self._others = checked, handles, others
         self._rows: dict[str, Any] = {}
 
     def __call__(self, name: str) -> Any:
@@ -101,6 +105,8 @@ class PinnedTables:
         dataset = self._checked.graph.datasets.get(name)
         if dataset is not None and dataset.kind == "temporary_view":
             return self._checked.queries[name].run(self)
+        if self._others is not None and name not in self._handles:
+            return self._others(name)
         if name not in self._rows:
             location = dataset.location if dataset is not None else self._checked.external(name)
             assert location is not None

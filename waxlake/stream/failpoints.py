@@ -26,6 +26,7 @@ __all__ = [
     "SINK_FAILPOINTS",
     "SNAPSHOT_FAILPOINTS",
     "UPLOAD_FAILPOINTS",
+    "VIEW_FAILPOINTS",
     "failpoint",
 ]
 
@@ -57,6 +58,10 @@ STATE_FAILPOINTS: Final = (
     "state-applied",  # a stateful operator has taken the rows of a flush, nothing is written
     "state-written",  # its state is written, no commit names it yet
     "state-committed",  # it is named, files of the state before are not deleted yet
+)
+
+VIEW_FAILPOINTS: Final = (
+    "view-written",  # what a refresh of a view puts in is written, nothing is committed
 )
 
 DATABASE_FAILPOINTS: Final = (
