@@ -102,6 +102,9 @@ def test_p27_a_read_that_changes_its_kind_is_another_source(project: Project) ->
     project.land("1.json", _change(1, "a", 1))
     project.run()
     project.define(CHANGES + '@wl.table\ndef t():\n    return wl.read_stream("changes", read_change_feed=True)\n')
-    project.waxlake("run").refused("FLOW_SOURCES_CHANGED", "changes:changes", "new name")
+    project.waxlake("run").refused("FLOW_SOURCES_CHANGED", "changes:changes", "new name", "--reset-checkpoint t")
+    project.run("--reset-checkpoint", "t")
+    project.run()
+    assert len(project.rows("t")) == 2
     project.define(CHANGES + '@wl.table\ndef t():\n    return wl.read_stream("people")\n')
     project.waxlake("dry-run").refused("STREAM_OF_MERGED_TABLE", "read_change_feed=True")

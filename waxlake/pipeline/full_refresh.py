@@ -30,12 +30,13 @@ from sinks.state.store import state_app_id
 from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Graph
+from waxlake.pipeline.plan import sources_read
 from waxlake.pipeline.sink_refresh import forgotten_batches, settle_sinks
 from waxlake.pipeline.spec import Spec
 from waxlake.stream.delta_table import FORGOTTEN, TableLocation, delta_errors, stored_position
 from waxlake.stream.errors import DefinitionError, TerminalError
 from waxlake.stream.failpoints import failpoint
-from waxlake.stream.position import RowPosition, app_id, identity_version, once_app_id
+from waxlake.stream.position import RowPosition, app_id, identity_version, once_app_id, sources_app_id
 
 __all__ = ["decide", "finish_full_refreshes", "first_position", "forget_positions", "refresh_in_full"]
 
@@ -135,6 +136,8 @@ def forget_positions(checked: CheckedGraph, names: Sequence[str], run_number: in
             apps = [app_id(part.flow.name, state.identity, p) for p in state.partitions if part.takes(p)]
             apps.append(once_app_id(part.flow.name, part.connector.name))
             identities |= {app: FORGOTTEN for app in apps if stored_position(handle, app) is not None}
+            if handle.transaction_version(sources_app_id(part.flow.name)) is not None:
+                identities |= sources_read(checked, part.flow.name, state)
         dataset = checked.graph.datasets[name]
         identities |= forgotten_batches(dataset)
         if identities:

@@ -52,6 +52,7 @@ __all__ = [
     "prepare_tables",
     "settle_files",
     "source_groups",
+    "sources_read",
 ]
 
 
@@ -380,14 +381,17 @@ def _remember_source(plan: RunPlan, checked: CheckedGraph, part: CheckedFlow, st
     plan.identities.setdefault(flow, {}).update(owner)
     text = flow_text(checked, target, part.flow)
     plan.identities[flow][definition_app_id(flow)] = flow_fingerprint(text)
+    plan.identities[flow].update(sources_read(checked, flow, state))
+
+
+def sources_read(checked: CheckedGraph, flow: str, state: SourceState) -> dict[str, int]:
+    """Return what a commit of a flow remembers of a source: which one it is by now, and that the flow reads it."""
     if not state.name:
-        return
-    plan.identities.setdefault(flow, {}).update(
-        {
-            identity_app_id(flow, state.name): identity_version(state.identity),
-            sources_app_id(flow): _source_set(checked, flow),
-        }
-    )
+        return {}
+    return {
+        identity_app_id(flow, state.name): identity_version(state.identity),
+        sources_app_id(flow): _source_set(checked, flow),
+    }
 
 
 def _source_set(checked: CheckedGraph, flow: str) -> int:
@@ -425,6 +429,7 @@ def _stored_positions(checked: CheckedGraph, part: CheckedFlow, state: SourceSta
         if part.connector.on_data_loss == "skip" or known in map(identity_version, state.former):
             return {}
         remedy = "Delete the table to fill it anew, or give the flow a new name to start anew"
+        remedy += f", or keep the rows and read the new one with waxlake run --reset-checkpoint {part.flow.target}"
         if not isinstance(part.read, TableRead):
             remedy += ", or set on_data_loss='skip'"
         raise SourceMoved(
@@ -455,7 +460,8 @@ def _refuse_changed_sources(checked: CheckedGraph, part: CheckedFlow, handle: De
             code="FLOW_SOURCES_CHANGED",
             found=", ".join(names),
             expected="the sources its positions belong to",
-            remedy="Feed the table from a further source with wl.append_flow, or give this flow a new name to start anew",
+            remedy="Feed the table from a further source with wl.append_flow, or give this flow a new name to start anew, "
+            f"or keep the rows and read the new ones from their start with waxlake run --reset-checkpoint {part.flow.target}",
         )
 
 
