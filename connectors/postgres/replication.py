@@ -34,6 +34,7 @@ _CHANGE, _KEEPALIVE = b"w", b"k"
 _CHANGE_HEADER: Final = 25
 _KEEPALIVE_FORM: Final = struct.Struct(">cqq?")
 _STATUS_FORM: Final = struct.Struct(">cqqqq?")
+_READ_BYTES: Final = 128 << 10
 _EPOCH_2000_S: Final = 946_684_800
 _NO_WAIT: Final = ctypes.c_int(1)
 _SQLSTATE: Final = ord("C")
@@ -88,34 +89,46 @@ class Replication:
         self._libpq, self._patient_libpq = _libpq(), _patient_libpq()
         self._arrivals = select.poll()
         self._arrivals.register(self._connection.fileno(), select.POLLIN)
+        self._ended: WaxlakeError | None = None
         self.server = 0
         """Position that the server named last: every commit before it was sent."""
 
-    def read(self) -> bytes | None:
-        """Return the next message of pgoutput; None if none is here.
+    def read(self) -> list[bytes]:
+        """Return the next messages of pgoutput, those that are here and not too many; none if none is here.
 
         Raises:
             TransientError: The connection is gone. Retryable.
             SourceMoved: ``POSTGRES_SLOT_LOST``. Not retryable.
             TerminalError: The server ended the stream for another reason. Not retryable.
         """
-        libpq, handle, buffer, into = self._libpq, self._handle, self._buffer, self._into
-        size = libpq.PQgetCopyData(handle, into, _NO_WAIT)
+        if self._ended is not None:
+            raise self._ended
+        get, free = self._libpq.PQgetCopyData, self._libpq.PQfreemem
+        handle, buffer, into, no_wait = self._handle, self._buffer, self._into, _NO_WAIT
+        size = get(handle, into, no_wait)
         if not size:  # only now, so that what libpq holds stays small
-            if not libpq.PQconsumeInput(handle):
+            if not self._libpq.PQconsumeInput(handle):
                 raise self._failure(-2)
-            size = libpq.PQgetCopyData(handle, into, _NO_WAIT)
+            size = get(handle, into, no_wait)
+        messages: list[bytes] = []
+        left = _READ_BYTES
         while size > 0:
-            kind = buffer[0]
-            message: bytes = buffer[_CHANGE_HEADER if kind == _CHANGE else 0 : size]
-            libpq.PQfreemem(buffer)
-            if kind == _CHANGE:
-                return message
-            self._take_keepalive(message)
-            size = libpq.PQgetCopyData(handle, into, _NO_WAIT)
+            if buffer[0] == _CHANGE:
+                messages.append(buffer[_CHANGE_HEADER:size])
+                free(buffer)
+            else:
+                keepalive: bytes = buffer[0:size]
+                free(buffer)
+                self._take_keepalive(keepalive)
+            left -= size
+            if left < 0:
+                return messages
+            size = get(handle, into, no_wait)
         if size:
-            raise self._failure(size)
-        return None
+            self._ended = self._failure(size)
+            if not messages:
+                raise self._ended
+        return messages
 
     def wait(self, wait_s: float) -> None:
         """Wait until something arrives."""

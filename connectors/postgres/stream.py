@@ -33,7 +33,9 @@ _STATUS_S: Final = 1.0
 _IDLE_STATUS_S: Final = 0.1
 _WAIT_S: Final = 0.05
 _GATHER_S: Final = 0.2
-_INSERT, _UPDATE, _DELETE, _BEGIN, _COMMIT, _RELATION, _TRUNCATE = (ord(letter) for letter in "IUDBCRT")
+_LOOK_ROWS: Final = 256  # how often a large commit's size is looked at
+_ROWS: Final = frozenset(b"IUD")
+_BEGIN, _COMMIT, _RELATION, _TRUNCATE = (ord(letter) for letter in "BCRT")
 _BEGIN_BODY: Final = struct.Struct(">qqI")
 _COMMIT_BODY: Final = struct.Struct(">Bqqq")
 
@@ -157,21 +159,22 @@ class ChangeStream:
     def _follow(self) -> None:
         """Take messages until closed; runs in the thread."""
         read, gathering = self._replication.read, self._gathering
-        every = 0x3F if self._settings.max_rows_per_batch > 0x3F else 0  # how often a large commit's size is looked at
-        taken = 0
+        most = self._settings.max_rows_per_batch
         while not self._is_closing:
-            message = read()
-            if message is None:
+            messages, at = read(), 0
+            if not messages:
                 self._idle()
-                continue
-            gathering.take(message)
-            if gathering.is_between_commits:
-                self._hand_over_if_due()
-            elif not taken & every and self._is_full:
-                self._hand_over_piece()
-            taken += 1
-            if not taken & 0x3FF:
-                self._tell_now_and_then()
+            while at < len(messages):
+                if messages[at][0] in _ROWS:
+                    at = gathering.take_rows(messages, at, max(1, min(_LOOK_ROWS, most - gathering.count)))
+                    if self._is_full:
+                        self._hand_over_piece()
+                    continue
+                gathering.take(messages[at])
+                at += 1
+                if gathering.is_between_commits:
+                    self._hand_over_if_due()
+            self._tell_now_and_then()
 
     @property
     def _is_full(self) -> bool:
@@ -251,23 +254,27 @@ class _Gathering:
         self.size_bytes = self.count = 0
         self.since_s = 0.0
 
-    def take(self, payload: bytes) -> None:
-        """Take one message."""
-        operation = payload[0]
-        if operation in (_INSERT, _UPDATE, _DELETE):
-            rows = self._open.get(payload[1:5])
-            if rows is None:
-                rows = self._rows_of(payload[1:5])
-                if rows is None:
-                    return
+    def take_rows(self, messages: Sequence[bytes], at: int, most: int) -> int:
+        """Take the rows of one table that follow each other, at most some; return the place after them."""
+        key, end, last = messages[at][1:5], at + 1, min(len(messages), at + most)
+        while end < last and messages[end][1:5] == key and messages[end][0] in _ROWS:
+            end += 1
+        rows = self._open.get(key) or self._rows_of(key)
+        if rows is not None:
             if rows.commit != self._commits:
                 self._touch(rows)
-            rows.messages.append(payload)
-            rows.indexes.append(self._index)
-            self._index += 1
-            self.count += 1
-            self.size_bytes += len(payload)
-        elif operation == _BEGIN:
+            taken, index = messages[at:end], self._index + end - at
+            rows.messages += taken
+            rows.indexes += range(self._index, index)
+            self._index = index
+            self.count += end - at
+            self.size_bytes += sum(map(len, taken))
+        return end
+
+    def take(self, payload: bytes) -> None:
+        """Take a message that is no row."""
+        operation = payload[0]
+        if operation == _BEGIN:
             self._commit_lsn, self._committed_at, _ = _BEGIN_BODY.unpack_from(payload, 1)
             self._commits += 1
             self._index = 0
@@ -341,5 +348,4 @@ class _Gathering:
             key = struct.pack(">I", oid)
             relation = self._relations.get(key)
             if relation is not None and oid in self._tables:
-                self.take(b"I" + truncate_message(relation)[1:])
-                self._open[key].messages[-1] = truncate_message(relation)
+                self.take_rows([truncate_message(relation)], 0, 1)

@@ -287,7 +287,9 @@ class Database:
             yield
         except WaxlakeError:
             raise
-        except Exception as exc:
+        except (
+            Exception
+        ) as exc:  # a boundary: drivers raise classes of their own and Python's, with addresses in their texts
             self.close()
             text = self._scrubbed(getattr(exc, "orig", None) or exc)
             what = f"cannot {doing} of {self.what}" if doing != "read" else f"cannot read {self.what}"
