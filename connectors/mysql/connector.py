@@ -21,6 +21,7 @@ from connectors.mysql.status import BinlogStatus, binlog_status
 from waxlake.stream.changes import CHANGE_COLUMNS, CHANGE_TYPE
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import SourceMoved, TerminalError, UsageError
+from waxlake.stream.load_window import is_load_open
 from waxlake.stream.preview import SourcePreview
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Connector, Reader, SourcePlan, SourceRange, SourceState
@@ -156,7 +157,8 @@ class MySQLConnector:
             low = min(max(0 if server.number else server.first, begins[name]), server.last)
             ranges[name], begin[name] = SourceRange(low=low, high=server.last), server.last
             if self.settings.initial_load:
-                ranges[name + LOAD_SUFFIX], begin[name + LOAD_SUFFIX] = SourceRange(low=0, high=LOADED), 0
+                load = SourceRange(low=0, high=LOADED, is_waiting=not is_load_open(self.settings.load_window))
+                ranges[name + LOAD_SUFFIX], begin[name + LOAD_SUFFIX] = load, 0
         return SourceState(
             identity=identity,
             name=self.name,
@@ -248,19 +250,16 @@ class MySQLConnector:
             name: RowDecoder(tables[name], _names(tables[name], columns, server.is_mariadb), ledger.add_columns)
             for name in sorted(followed)
         }
-        pending = {
-            p.removesuffix(LOAD_SUFFIX): plan.partitions[p].read_from for p in partitions if p.endswith(LOAD_SUFFIX)
-        }
+        pending = {p.removesuffix(LOAD_SUFFIX): plan.partitions[p] for p in partitions if p.endswith(LOAD_SUFFIX)}
         loads = Loads(
             self._client,
             server,
             ledger,
             tables=tables,
             schemas={name: decoder.schema for name, decoder in decoders.items()},
-            positions=pending,
+            plans=pending,
             suffix=LOAD_SUFFIX,
-            chunk_rows=self.settings.load_chunk_rows,
-            workers=self.settings.load_workers,
+            settings=self.settings,
         )
         follow = Continuation(server, ledger, plan)
         return MySQLReader(

@@ -13,9 +13,12 @@ from connectors.mysql.client import Client, Server, SourceTable
 from connectors.mysql.ledger import SourceLedger
 from connectors.mysql.load import ChunkRead
 from connectors.mysql.position import LOADED, show_position
+from connectors.mysql.settings import MySQLSettings
 from waxlake.stream.changes import CHANGE_TYPE, TRUNCATE
 from waxlake.stream.errors import TransientError
 from waxlake.stream.failpoints import failpoint
+from waxlake.stream.load_window import is_load_open, window_closed
+from waxlake.stream.source import PartitionPlan
 
 __all__ = ["Loads"]
 
@@ -31,9 +34,9 @@ class Loads:
         ledger: Where chunks end.
         tables: The tables that are not loaded yet, by full name.
         schemas: Table to the columns of its batches.
-        positions: Table to the number of its next chunk.
-        chunk_rows: Rows of a chunk.
-        workers: Most chunks read at the same time.
+        plans: Table to what is to be read of its load; positions are numbers of chunks.
+        suffix: What its partition is called behind the table.
+        settings: How to read.
     """
 
     def __init__(
@@ -44,15 +47,16 @@ class Loads:
         *,
         tables: Mapping[str, SourceTable],
         schemas: Mapping[str, pa.Schema],
-        positions: Mapping[str, int],
+        plans: Mapping[str, PartitionPlan],
         suffix: str,
-        chunk_rows: int,
-        workers: int,
+        settings: MySQLSettings,
     ) -> None:
         self._client, self._server, self._ledger = client, server, ledger
         self._tables, self._schemas, self._suffix = tables, schemas, suffix
-        self._positions = dict(positions)
-        self._chunk_rows, self._workers = chunk_rows, workers
+        self._settings = settings
+        self._positions = {table: plan.read_from for table, plan in plans.items()}
+        self._marks = {table: LOADED if plan.mark is None else plan.mark for table, plan in plans.items()}
+        self._is_bounded = any(plan.mark is not None for plan in plans.values())
         self._reads: dict[str, ChunkRead] = {}
         self._idle: list[Any] = []
         self.last_position = 0
@@ -61,7 +65,7 @@ class Loads:
     @property
     def is_done(self) -> bool:
         """Whether every table is loaded."""
-        return all(position >= LOADED for position in self._positions.values())
+        return all(position >= self._marks[table] for table, position in self._positions.items())
 
     @property
     def is_busy(self) -> bool:
@@ -82,11 +86,19 @@ class Loads:
         Args:
             reached: Up to where the log was emitted for any table: a snapshot must not stand before that.
             last_transaction: Returns the last transaction before that.
+
+        Raises:
+            SourceChanged: ``LOAD_WINDOW_CLOSED``: the run ends, and what is left is for a later one.
         """
+        window = self._settings.load_window
         for table, number in self._positions.items():
-            if len(self._reads) >= self._workers:
+            if len(self._reads) >= self._settings.load_workers:
                 return
-            if number < LOADED and table not in self._reads:
+            if number < self._marks[table] and table not in self._reads:
+                if not is_load_open(window):
+                    if self._is_bounded and not self._reads:
+                        raise window_closed(table, window)
+                    return
                 self._reads[table] = self._begun(self._tables[table], number, reached, last_transaction)
 
     def note(self, table: str, changes: pa.Table) -> None:
@@ -146,7 +158,7 @@ class Loads:
             number=number,
             after=self._ledger.last_key(name, number - 1) if number else None,
             until=self._ledger.last_key(name, number),
-            most_rows=self._chunk_rows,
+            most_rows=self._settings.load_chunk_rows,
         )
         if not self._server.is_mariadb:
             self._await_visible(connection, last_transaction())

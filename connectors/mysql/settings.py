@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import UsageError
+from waxlake.stream.load_window import LOAD_WINDOW_HELP, checked_window
 from waxlake.stream.settings import Settings
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class MySQLSettings(Settings):
     )
     load_chunk_rows: int = Field(default=50_000, ge=1, le=10_000_000, description="Rows in one chunk of a first load")
     load_workers: int = Field(default=2, ge=1, le=16, description="Tables that are loaded at the same time")
+    load_window: str = Field(default="", description=LOAD_WINDOW_HELP)
     on_missing_key: Literal["fail", "append"] = Field(
         default="fail",
         description="What to do about a table with neither a primary key nor a NOT NULL unique one: stop, or append its changes "
@@ -125,6 +127,11 @@ class MySQLSettings(Settings):
     @classmethod
     def _as_tuple(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("load_window")
+    @classmethod
+    def _valid_window(cls, value: str) -> str:
+        return checked_window(value)
 
     @classmethod
     def of(cls, url: str, tables: Any, **options: Any) -> MySQLSettings:

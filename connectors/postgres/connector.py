@@ -33,6 +33,7 @@ from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import SourceMoved, UsageError
 from waxlake.stream.failpoints import failpoint
+from waxlake.stream.load_window import is_load_open
 from waxlake.stream.preview import SourcePreview
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Connector, Reader, SourcePlan, SourceRange, SourceState
@@ -331,11 +332,12 @@ class PostgresConnector:
     def _state(self, slot: Slot, high: int) -> SourceState:
         epoch = max(0, len(self._ledger.epochs(self._slot_key)) - 1)
         partitions, begin = {}, {}
+        is_waiting = not is_load_open(self.settings.load_window)
         for table in self._found().values():
             partitions[table.partition] = SourceRange(low=slot.confirmed, high=max(high, slot.confirmed))
             begin[table.partition] = max(high, slot.confirmed)
             if self.settings.initial_load:
-                partitions[table.load_partition] = SourceRange(low=0, high=LOADED)
+                partitions[table.load_partition] = SourceRange(low=0, high=LOADED, is_waiting=is_waiting)
                 begin[table.load_partition] = 0
         return SourceState(
             identity=self._identity(epoch),

@@ -52,6 +52,7 @@ from connectors.postgres.timeline import ServerIdentity, check_same, identify
 from connectors.postgres.types import decode_as
 from waxlake.stream.errors import InternalError, TransientError, WaxlakeError, shorten
 from waxlake.stream.failpoints import failpoint
+from waxlake.stream.load_window import is_load_open, window_closed
 from waxlake.stream.schema import no_rows
 
 __all__ = ["LOADED", "Chunk", "Loader", "current_rows"]
@@ -92,6 +93,7 @@ class Loader:
         identity: The source; bounds belong to it.
         starts: Tables to load and where each goes on.
         server: The server that is expected to answer.
+        is_bounded: The run ends: when the hours for loading are over, it does not wait for the next ones.
     """
 
     def __init__(
@@ -102,8 +104,10 @@ class Loader:
         starts: Sequence[tuple[SourceTable, int]],
         *,
         server: ServerIdentity,
+        is_bounded: bool,
     ) -> None:
         self._settings, self._ledger, self._identity, self._server = settings, ledger, identity, server
+        self._is_bounded = is_bounded
         self._todo = deque(starts)
         self._changed = threading.Condition()
         self._chunks: deque[Chunk] = deque()
@@ -203,6 +207,7 @@ class Loader:
             return
         number = start
         while True:
+            self._await_window(session, table)
             snapshot = session.snapshot()
             bounds = self._bounds(session, table, number)
             after = bounds[number - 1] if number else None
@@ -213,6 +218,20 @@ class Loader:
             if until is None:
                 return
             number += 1
+
+    def _await_window(self, session: _Session, table: SourceTable) -> None:
+        """Wait until loads may read; nothing is held on the server meanwhile."""
+        window = self._settings.load_window
+        if is_load_open(window):
+            return
+        if self._is_bounded:
+            raise window_closed(table.name, window)
+        session.close()
+        with self._changed:
+            while not is_load_open(window) and not self._is_closing:
+                self._changed.wait(0.5)
+        if self._is_closing:
+            raise TransientError("cannot go on loading", code="POSTGRES_CLOSING")
 
     def _bounds(self, session: _Session, table: SourceTable, number: int) -> Sequence[Sequence[str]]:
         """Return the last keys of chunks, those of ``number`` and a few after it decided if there are any."""

@@ -252,6 +252,11 @@ class Preparation:
                     f"{table.name} has no primary key",
                     "Add one, or set on_missing_key='append' to take inserts alone",
                 )
+            elif not table.key and self.settings.load_window and self.settings.initial_load:
+                self._problem(
+                    f"{table.name} has no primary key, so its load cannot wait for load_window while changes are taken",
+                    "Add one, or read it over a slot of its own without load_window",
+                )
             elif table.key and table.identity == "n":
                 self._problem(
                     f"{table.name} has REPLICA IDENTITY NOTHING", f"ALTER TABLE {table.name} REPLICA IDENTITY DEFAULT"

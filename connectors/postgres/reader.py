@@ -149,15 +149,25 @@ class PostgresReader:
                 )
 
     def _to_load(self, *, is_keyed: bool) -> list[tuple[SourceTable, int]]:
-        starts = [(t, self._positions.get(t.load_partition, LOADED)) for t in self._tables.values()]
-        return [(table, start) for table, start in starts if start < LOADED and bool(table.key) == is_keyed]
+        keyed = [
+            (t, self._plan.partitions.get(t.load_partition)) for t in self._tables.values() if bool(t.key) == is_keyed
+        ]
+        wanted = [(t, LOADED if part.mark is None else part.mark) for t, part in keyed if part is not None]
+        return [(t, at) for t, mark in wanted if (at := self._positions[t.load_partition]) < mark]
 
     def _opened_loader(self, starts: Sequence[tuple[SourceTable, int]]) -> Loader:
         if self._loader is not None and self._loader.is_done:
             self._loader.close()
             self._loader = None
         if self._loader is None:
-            self._loader = Loader(self._settings, self._ledger, self._plan.identity, starts, server=self._identity)
+            self._loader = Loader(
+                self._settings,
+                self._ledger,
+                self._plan.identity,
+                starts,
+                server=self._identity,
+                is_bounded=self._target is not None,
+            )
             self._loader.start()
         return self._loader
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, SecretStr, field_validator
 
 from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.load_window import LOAD_WINDOW_HELP, checked_window
 from waxlake.stream.settings import Duration, Settings
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class PostgresSettings(Settings):
         le=86_400,
         description="How long one snapshot is held on the source before a new one is taken",
     )
+    load_window: str = Field(default="", description=LOAD_WINDOW_HELP)
     max_rows_per_batch: int = Field(
         default=100_000, ge=1, le=10_000_000, description="Most change rows in one micro-batch"
     )
@@ -73,6 +75,11 @@ class PostgresSettings(Settings):
         if not isinstance(names, list | tuple):
             return names
         return tuple(dict.fromkeys(name if "." in name else f"public.{name}" for name in names))
+
+    @field_validator("load_window")
+    @classmethod
+    def _valid_window(cls, value: str) -> str:
+        return checked_window(value)
 
     @field_validator("slot")
     @classmethod

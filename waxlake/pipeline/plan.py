@@ -39,7 +39,16 @@ from waxlake.stream.position import (
     sources_app_id,
 )
 from waxlake.stream.schema import compare_schemas, no_rows
-from waxlake.stream.source import Connector, Relocating, Sharing, SourcePlan, SourceState, StartingOver, plan_partitions
+from waxlake.stream.source import (
+    Connector,
+    Relocating,
+    Sharing,
+    SourcePlan,
+    SourceRange,
+    SourceState,
+    StartingOver,
+    plan_partitions,
+)
 
 __all__ = [
     "Completion",
@@ -361,7 +370,7 @@ def _planned(checked: CheckedGraph, group: SourceGroup, state: SourceState, plan
         if not _reads_dataset(checked, part) and not group.is_view:
             plan.marks.setdefault(part.flow.name, {}).update(
                 {
-                    app_id(part.flow.name, state.identity, p): (state.begin.get(p, held.low), held.high)
+                    app_id(part.flow.name, state.identity, p): _span(state.begin.get(p, held.low), held)
                     for p, held in state.partitions.items()
                     if part.takes(p)
                 }
@@ -590,6 +599,11 @@ class Completion:
             (stored_position(handle, app_id(part.flow.name, state.identity, p)) or -1) >= held.high
             for p, held in state.partitions.items()
         )
+
+
+def _span(begin: int, held: SourceRange) -> tuple[int, int]:
+    """Return where a flow without a position begins, and its mark. One that waits is there once its beginning is stored."""
+    return (-1 if held.is_waiting else begin), held.mark
 
 
 def _reached(stored: int | None, begin: int, mark: int) -> bool:

@@ -47,10 +47,22 @@ _BACK_OFF_MAX_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRange:
-    """What a source partition holds now: positions ``[low, high)``."""
+    """What a source partition holds now: positions ``[low, high)``.
+
+    Attributes:
+        low: First position that is there.
+        high: Position behind the last one.
+        is_waiting: Nothing of it is read for now, as of a load whose hours have not come: a run that ends takes it as read.
+    """
 
     low: int
     high: int
+    is_waiting: bool = False
+
+    @property
+    def mark(self) -> int:
+        """Position that a table holds when it holds all that is read now."""
+        return self.low if self.is_waiting else self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,7 +351,7 @@ def plan_partitions(
             )
         plans[partition] = PartitionPlan(
             start=start,
-            mark=held.high if is_bounded else None,
+            mark=max(start, held.mark) if is_bounded else None,
             fences=tuple(p for p in wanted if p > start),
             skipped=skipped,
         )
