@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from connectors.postgres.slots import slot_statuses
 from tests.integration.postgres_lab import PostgresLab
 from tests.services.postgres import PASSWORD, PostgresServer
 from waxlake.stream.errors import SourceMoved, TerminalError, TransientError, UsageError
@@ -124,7 +125,9 @@ def test_c20_a_slot_that_somebody_moved_or_dropped(lab: PostgresLab) -> None:
     ]
 
 
-def test_a_server_that_goes_away_and_its_settings(make_postgres: Callable[..., PostgresServer], tmp_path: Path) -> None:
+def test_c20_a_server_that_goes_away_its_settings_and_a_slot_that_it_gives_up(
+    make_postgres: Callable[..., PostgresServer], tmp_path: Path
+) -> None:
     server = make_postgres(wal_level="replica", max_replication_slots=1)
     lab = PostgresLab(server, server.create_database(), tmp_path)
     lab.execute("CREATE TABLE t (id int PRIMARY KEY, s text); INSERT INTO t VALUES (1, 'a')")
@@ -151,6 +154,10 @@ def test_a_server_that_goes_away_and_its_settings(make_postgres: Callable[..., P
         lab.execute("CREATE TABLE junk AS SELECT repeat('x', 100) FROM generate_series(1, 50000); DROP TABLE junk")
         lab.execute("SELECT pg_switch_wal()")
         lab.execute("CHECKPOINT")
+    status = lab.execute(f"SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{lab.database}'")
+    assert status == [("lost",)]
+    (shown,) = slot_statuses(lab.connector("t").settings, only_used=True)
+    assert (shown.wal_status, shown.warnings[0].split(":")[0]) == ("lost", "It is lost")
     with pytest.raises(SourceMoved) as lost:
         lab.read("t")
     assert lost.value.code == "POSTGRES_SLOT_LOST"
@@ -159,3 +166,6 @@ def test_a_server_that_goes_away_and_its_settings(make_postgres: Callable[..., P
         lab.execute("SELECT pg_drop_replication_slot('taken')")
     lab.read("t", on_slot_lost="resnapshot")
     assert lab.kinds("public.t").count("read") == 1 + 60_000
+    lab.transact("INSERT INTO t VALUES (0, 'after')")
+    lab.read("t", on_slot_lost="resnapshot")
+    assert [row["s"] for row in lab.log("public.t")][-1] == "after"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import psycopg2
 import pyarrow as pa
 import pytest
 
+from connectors.postgres.slots import slot_statuses
 from tests.integration.postgres_lab import PostgresLab
 from tests.services.postgres import PostgresServer
+from waxlake.stream.clock import holding_time
 from waxlake.stream.errors import SourceChanged, TerminalError, UsageError
 from waxlake.stream.source import plan_partitions
 
@@ -256,6 +259,29 @@ def test_a_large_transaction_comes_in_pieces_that_are_one(lab: PostgresLab) -> N
     assert len(lab.tables) > 20
     assert lab.largest_bytes < 8 << 20
     assert lab.kinds("public.other") == ["insert"]
+
+
+def test_a_clock_that_differs_from_the_servers_orders_and_delays_nothing(
+    lab: PostgresLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (0)")
+    shown = []
+    for days in (0, 400, -400):
+        ours = datetime.now(timezone.utc) + timedelta(days=days)
+        monkeypatch.setattr("connectors.postgres.replication.time.time", ours.timestamp)
+        with holding_time(ours):
+            lab.execute(f"INSERT INTO t VALUES ({days})" if days else "INSERT INTO t VALUES (1)")
+            lab.read("t")
+            (slot,) = slot_statuses(lab.connector("t").settings, only_used=True)
+            shown.append((slot.lag_bytes < 100_000, slot.warnings))
+    assert [(row["_change_type"], row["id"]) for row in lab.log("public.t")] == [
+        *(("read", number) for number in (0, 1)),
+        *(("insert", number) for number in (400, -400)),
+    ]
+    ((server,),) = lab.execute("SELECT clock_timestamp()")
+    told = [row["_commit_timestamp"] for row in lab.log("public.t")[2:]]
+    assert all(abs(server - at) < timedelta(hours=1) for at in told)  # the server's own, whatever ours says
+    assert shown == [(True, ())] * 3
 
 
 def test_partitioned_tables_are_one_table(lab: PostgresLab) -> None:
