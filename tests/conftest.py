@@ -16,6 +16,7 @@ import pytest
 from tests import services
 from tests.services import ServiceMissing, kafka, postgres, s3
 from tests.services.mariadb import MariaDB, MySQLServer
+from tests.services.mysql import MySQL
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.stream.errors import TerminalError
 
@@ -131,13 +132,20 @@ def mariadb() -> Iterator[MariaDB]:
 
 
 @pytest.fixture(scope="session")
-def mysql() -> MySQLServer:
-    """MySQL itself, which starts nowhere but in a container: `WAXLAKE_MYSQL_URL`."""
-    if not (url := os.environ.get("WAXLAKE_MYSQL_URL")):
-        services.missing("mysql", "no WAXLAKE_MYSQL_URL; `docker compose up mysql` starts one")
-    server = MySQLServer(str(url))
-    services.note_use("mysql", f"MySQL {server.execute('SELECT version()')[0][0]} (WAXLAKE_MYSQL_URL)")
-    return server
+def mysql() -> Iterator[MySQLServer]:
+    """MySQL itself: `WAXLAKE_MYSQL_URL`, else one started here."""
+    if url := os.environ.get("WAXLAKE_MYSQL_URL"):
+        server = MySQLServer(url)
+        services.note_use("mysql", f"MySQL {server.execute('SELECT version()')[0][0]} (WAXLAKE_MYSQL_URL)")
+        yield server
+        return
+    try:
+        own = MySQL()
+    except ServiceMissing as reason:
+        services.missing("mysql", reason)
+    services.note_use("mysql", f"MySQL {own.execute('SELECT version()')[0][0]}, started here")
+    yield own
+    own.close()
 
 
 @pytest.fixture

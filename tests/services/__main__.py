@@ -1,4 +1,4 @@
-"""Makes services ready, and tells which are: `python -m tests.services prepare [kafka] [minio]`, `... available`.
+"""Makes services ready, and tells which are: `python -m tests.services prepare [kafka] [minio] [mysql]`, `... available`.
 
 `prepare` fetches or builds what is not in the cache and exits 1 when something named cannot be had. `available` prints
 the services that can be started here, a comma between, as `WAXLAKE_REQUIRE` wants them.
@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.services import ServiceMissing, kafka, mariadb, postgres, s3
+from tests.services import ServiceMissing, kafka, mariadb, mysql, postgres, s3
 from waxlake.demo.broker import EmbeddedBroker
 from waxlake.stream.errors import TerminalError
 
-_PREPARE = {"kafka": kafka.prepare, "minio": s3.prepare}
+_PREPARE = {"kafka": kafka.prepare, "minio": s3.prepare, "mysql": mysql.prepare}
 
 
 def _start_tansu() -> None:
@@ -28,6 +28,7 @@ _AVAILABLE: dict[str, Callable[[], object]] = {
     "minio": s3.minio_binary,
     "moto": s3.check_moto,
     "mariadb": mariadb.server_binary,
+    "mysql": mysql.mysql_binary,
     "postgres": postgres.debian_binaries,
     "pgserver": postgres.embedded_binaries,
 }
