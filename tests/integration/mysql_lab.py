@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from connectors.mysql import MySQLConnector, MySQLSettings
-from tests.services.mariadb import MariaDB
+from tests.services.mariadb import MySQLServer
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.source import Reader, plan_partitions
@@ -21,7 +21,7 @@ ALL = frozenset({"_change_type", "_commit_position", "_change_index", "_commit_t
 class Lab:
     """What a table would hold: batches are kept, and positions with them."""
 
-    server: MariaDB
+    server: MySQLServer
     folder: Path
     database: str = ""
     positions: dict[str, int] = field(default_factory=dict)
