@@ -363,6 +363,7 @@ def _read_all(descriptor: int) -> Iterator[str]:
         ("frob", 2, "No such command 'frob'"),
         ("run --refresh order", 2, "orders"),
         ("run --full-refresh-all --refresh orders", 2, "REFRESH_OPTIONS_CONFLICT"),
+        ("run --refresh ,", 2, "[OPTION_INVALID]"),
         ("run --workers 0", 2, "--workers"),
         ("run --workers many", 2, "--workers"),
         ("run --param nothing", 2, "[PARAM_INVALID]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -76,7 +77,8 @@ def test_p62_only_the_named_tables_are_brought_up_to_date(shop: Project) -> None
     assert len(shop.rows("clean", "id")) == 7
 
     before = versions(shop)
-    shop.run("--refresh", "total,clean", "--processes", "2")
+    done = shop.run("--refresh", "total,clean", "--processes", "2", "--json")
+    assert all(json.loads(line) for line in done.out.splitlines())
     assert len(shop.rows("clean", "id")) == 8
     assert shop.rows("total", "n") == [8]
     assert versions(shop)["raw"] == before["raw"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,9 +35,12 @@ ParamOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON, for machines.")]
 
 
-def names_of(values: Iterable[str] | None) -> tuple[str, ...]:
-    """Return the names of comma lists, each once."""
-    return tuple(dict.fromkeys(name.strip() for value in values or () for name in value.split(",") if name.strip()))
+def names_of(option: str, values: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of comma lists, each once; an option that names nothing does not stand for everything."""
+    names = tuple(dict.fromkeys(name.strip() for value in values or () for name in value.split(",") if name.strip()))
+    if values and not names:
+        raise UsageError(f"option {option}", code="OPTION_INVALID", found=repr(values[0]), expected="names: a,b")
+    return names
 
 
 def pairs_of(option: str, texts: Sequence[str] | None) -> dict[str, str]:

@@ -66,15 +66,15 @@ def run(
         processes=processes,
         progress="json" if json else "lines",
         selection=Selection(
-            refresh=names_of(refresh),
-            full_refresh=names_of(full_refresh),
-            reset_checkpoint=names_of(reset_checkpoint),
+            refresh=names_of("--refresh", refresh),
+            full_refresh=names_of("--full-refresh", full_refresh),
+            reset_checkpoint=names_of("--reset-checkpoint", reset_checkpoint),
             is_full=full_refresh_all,
             is_forced=force,
             is_failed=refresh_failed,
         ),
         terms=_lease_terms(queue=queue, queue_timeout=queue_timeout, takeover=takeover),
-        adopts=names_of(adopt),
+        adopts=names_of("--adopt", adopt),
     )
     if processes > 1:  # each process reports for itself
         if metrics_port is not None:
@@ -179,7 +179,7 @@ def rewind(
     options = RewindOptions(
         at=parse_time(to) if to is not None else None,
         versions=versions,
-        tables=names_of(tables),
+        tables=names_of("--tables", tables),
         cascades=cascade,
         is_dry=dry,
         is_forced=force,

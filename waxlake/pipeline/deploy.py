@@ -115,11 +115,21 @@ def _exit_hook(run: PreparedRun) -> Callable[[type[BaseException], BaseException
     return end
 
 
+def _silence_engine() -> None:
+    """Keep standard output for Python: processes that look for one another say so there, from native code."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    sys.stdout = open(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)  # noqa: SIM115
+
+
 def _listeners(environ: Mapping[str, str]) -> list[Listener]:
     """Return what the environment asks to be told of the run."""
     listeners: list[Listener] = []
     wanted = environ.get("WAXLAKE_PROGRESS", "")
     if wanted:
+        _silence_engine()
         from waxlake.pipeline.progress import JsonProgress, LineProgress
 
         listeners.append(JsonProgress() if wanted == "json" else LineProgress())
