@@ -119,7 +119,7 @@ CREATE OR REFRESH STREAMING TABLE cities AS SELECT o.city, window.start AS hour,
 """
 
 
-def test_p80_p82_p84_the_same_in_sql(tmp_path: Path) -> None:
+def test_p80_p82_p84_w11_the_same_in_sql(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.write("flows/definitions.sql", SQL)
     project.land("1.json", *(row(i, m, v) | {"k": k} for i, m, v, k in ((1, 5, 1, "a"), (1, 5, 1, "a"), (2, 6, 2, "a"),
