@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.files.journal import FileJournal, journal_rows
-from connectors.files.ledger import Ledger, NumberedFile
+from connectors.files.ledger import Ledger
+from connectors.files.numbered import NumberedFile
 from connectors.files.removal import Removal, Removed
 from waxlake.stream.clock import utc_now
 from waxlake.stream.errors import TransientError, WaxlakeError

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Final, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
-from connectors.files.formats import Format, Raw, decompressed, is_compressed
-from connectors.files.ledger import NumberedFile
-from connectors.files.pieces import Piece, PieceQueue
+from connectors.files.formats import Format, Raw, RowsOfFiles, are_compressed, decompressed, is_compressed
+from connectors.files.numbered import NumberedFile, NumberedFiles
+from connectors.files.pieces import Piece, PieceQueue, Run
 from connectors.files.problems import FileProblem, unreadable
+from connectors.files.queue import FileQueue
 from connectors.files.settings import FilesSettings
 from connectors.files.store import FileChanged, FileGone, FoundFile, OpenFile, Store, mapped_error, store_errors
 from waxlake.stream.errors import TerminalError, WaxlakeError
@@ -30,7 +30,7 @@ _REMOTE_THREADS: Final = 16
 UNREADABLE: Final = (pa.ArrowException, ValueError, OSError, EOFError)
 
 _Problem: TypeAlias = "FileGone | FileChanged | WaxlakeError | None"
-_Ahead: TypeAlias = "tuple[list[NumberedFile], Future[tuple[list[bytes], _Problem]]]"
+_Ahead: TypeAlias = "tuple[NumberedFiles, Future[tuple[list[bytes], _Problem]]]"
 
 
 def is_fresh(found: FoundFile, settle_s: float, now_s: float) -> bool:
@@ -58,7 +58,7 @@ class FileContents:
         store: Store,
         format: Format,
         *,
-        files: deque[NumberedFile],
+        files: FileQueue,
         pieces: PieceQueue,
     ) -> None:
         self._settings, self._store, self._format = settings, store, format
@@ -89,9 +89,9 @@ class FileContents:
         """
         if self._open is not None:
             self._read_block()
-        elif self._has_no_bytes(self._files[0]):
-            self._take_empty(self._files[0])
-        elif self.row == 0 and self._is_small(self._files[0]):
+        elif self._has_no_bytes(self._files.first):
+            self._take_empty(self._files.first)
+        elif self.row == 0 and self._is_small(self._files.first):
             self._read_group()
         else:
             self._open_file()
@@ -115,7 +115,7 @@ class FileContents:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _next_file(self) -> None:
-        self._files.popleft()
+        self._files.pop()
         self.row = 0
 
     # -- files without a byte ------------------------------------------------------------------------------------
@@ -142,13 +142,13 @@ class FileContents:
 
     def _read_group(self) -> None:
         """Read the next small files whole, and split them together; the group after them is read meanwhile."""
-        if self._ahead is not None and self._ahead[0][0] is self._files[0]:
-            group, contents, problem = *self._ahead[:1], *self._ahead[1].result()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0][0] == self._files.first:
+            group, (contents, problem) = ahead[0], ahead[1].result()
         else:
             group = self._small_group(0)
             contents, problem = self._contents(group)
-        self._ahead = None
-        after = self._small_group(len(group)) if problem is None else []
+        after = self._small_group(len(group)) if problem is None else None
         if after:
             self._ahead = after, self.threads.submit(self._contents, after)
         if contents:
@@ -158,57 +158,50 @@ class FileContents:
         elif problem is not None:
             raise FileProblem(group[0], 0, problem)
 
-    def _small_group(self, first: int) -> list[NumberedFile]:
+    def _small_group(self, first: int) -> NumberedFiles:
         """Return the small files that follow, from the one at index ``first``, as many as are read at once."""
-        group: list[NumberedFile] = []
         most = min(self._settings.max_files_per_trigger or _GROUP_FILES, _GROUP_FILES)
-        most = most if self._store.is_local else min(most, _REMOTE_GROUP_FILES)
-        settle_s = self._settings.settle_s if self._store.is_local else 0.0
-        size_bytes, now_s = 0, time.time()
-        newest_us = int((now_s - settle_s) * 1e6)
-        for file in itertools.islice(self._files, first, first + most):
-            found = file.found
-            size_bytes += found.size_bytes
-            may_grow = settle_s and found.modified_us > newest_us and is_fresh(found, settle_s, now_s)
-            if group and (may_grow or size_bytes > _GROUP_BYTES):
-                break
-            if not self._is_small(file) or (may_grow and first):
-                break
-            group.append(file)
-        return group
+        files = self._files.following(first, most if self._store.is_local else min(most, _REMOTE_GROUP_FILES))
+        sizes = files.found.size_bytes
+        is_first = np.arange(len(files)) == 0
+        stops = (sizes == 0) | (sizes > _SMALL_BYTES)
+        stops |= are_compressed(files.found.paths, self._settings.format)
+        stops |= (np.cumsum(sizes) > _GROUP_BYTES) & ~is_first
+        if self._store.is_local:
+            age_us = time.time() * 1e6 - files.found.modified_us
+            stops |= (abs(age_us) < self._settings.settle_s * 1e6) & (~is_first if first == 0 else True)
+        return files[: int(np.argmax(stops))] if stops.any() else files
 
-    def _contents(self, group: Sequence[NumberedFile]) -> tuple[list[bytes], _Problem]:
+    def _contents(self, group: NumberedFiles) -> tuple[list[bytes], _Problem]:
         """Return the bytes of the files, up to the first that cannot be read or is not what it was."""
         contents: list[bytes] = []
-        read = self._store.read
         try:
-            if self._store.is_local:
-                for file in group:
-                    contents.append(read(file.found))
-            else:
-                contents.extend(self.threads.map(lambda file: read(file.found), group))
+            contents.extend(self._store.read_each(group.found, lambda: self.threads))
         except (FileGone, FileChanged, WaxlakeError) as problem:
             return contents, problem
         return contents, None
 
-    def _take_group(self, group: Sequence[NumberedFile], contents: Sequence[bytes]) -> None:
+    def _take_group(self, group: NumberedFiles, contents: Sequence[bytes]) -> None:
         try:
             raws = self._format.split(contents)
         except UNREADABLE as exc:
             if len(group) == 1:
                 raise FileProblem(group[0], 0, unreadable(group[0], exc)) from exc
-            for file, content in zip(group, contents, strict=True):
-                self._take_group([file], [content])
+            for index, content in enumerate(contents):
+                self._take_group(group[index : index + 1], [content])
             return
-        for file, raw in zip(group, raws, strict=True):
-            self._pieces.append(Piece(file, 0, raw, len(raw), file.found.size_bytes, is_end=True))
-            self._files.popleft()
+        if isinstance(raws, RowsOfFiles) and group.again is None:
+            self._pieces.append(Run(group, raws.rows, raws.counts))
+        else:
+            for file, raw in zip(group, raws, strict=True):
+                self._pieces.append(Piece(file, 0, raw, len(raw), file.found.size_bytes, is_end=True))
+        self._files.pop(len(group))
 
     # -- big and compressed files --------------------------------------------------------------------------------
 
     def _open_file(self) -> None:
         """Open the next file, to be read in blocks."""
-        file = self._files[0]
+        file = self._files.first
         try:
             opened = self._store.open(file.found)
         except (FileGone, FileChanged) as problem:
@@ -221,7 +214,7 @@ class FileContents:
 
     def _read_block(self) -> None:
         """Read one more block of the open file."""
-        file, (opened, blocks) = self._files[0], self._open or (None, None)
+        file, (opened, blocks) = self._files.first, self._open or (None, None)
         if opened is None or blocks is None:
             return
         try:

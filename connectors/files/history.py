@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.files.contents import UNREADABLE
 from connectors.files.formats import Format, Raw, decompressed
 from connectors.files.journal import FileJournal, journal_rows
-from connectors.files.ledger import Ledger, NumberedFile
+from connectors.files.ledger import Ledger
+from connectors.files.numbered import NumberedFile, NumberedFiles
 from connectors.files.problems import FileProblem
 from connectors.files.store import FileChanged, FileGone, FoundFile, Store
 from waxlake.stream.clock import utc_now
@@ -84,16 +86,14 @@ class FileHistory:
         edition = self.ledger.replace_edition(file, now)
         return None if edition is None else edition._replace(continues=base)
 
-    def with_repairs(self, files: list[NumberedFile]) -> list[NumberedFile]:
+    def with_repairs(self, files: NumberedFiles) -> NumberedFiles:
         """Return files as they were numbered; those that were repaired know which edition they continue."""
-        if not any(file.edition for file in files):
+        if not files.editions.any():
             return files
         rows = self.journal.rows(pc.field("kind") == "repaired").to_pylist()
-        bases = {(row["number"], row["edition"]): row["continues"] for row in rows}
-        return [
-            file._replace(continues=bases[file.number, file.edition]) if (file.number, file.edition) in bases else file
-            for file in files
-        ]
+        editions = {files.first + int(i): int(files.editions[i]) for i in np.flatnonzero(files.editions)}
+        bases = {row["number"]: row["continues"] for row in rows if editions.get(row["number"]) == row["edition"]}
+        return replace(files, continues=bases)
 
     def _digest(self, found: FoundFile, rows: int) -> str | None:
         """Return a digest of the first rows of a file; None if it has not so many."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
@@ -19,6 +20,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from connectors.files.discovery.known import KnownNames
+from connectors.files.found import FoundFile, FoundFiles
 from connectors.files.ledger_compaction import (
     ledger_files,
     merged_file,
@@ -26,12 +28,11 @@ from connectors.files.ledger_compaction import (
     small_files,
     vacuum,
 )
-from connectors.files.store import FoundFile
+from connectors.files.numbered import NumberedFile, NumberedFiles
 from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.errors import TerminalError, TransientError
 from waxlake.stream.failpoints import failpoint
-from waxlake.stream.position import RowPosition
 
 __all__ = ["LEDGER_SCHEMA", "Ledger", "NumberedFile"]
 
@@ -61,51 +62,8 @@ _ATTEMPTS = 30
 _REOPEN_AFTER_REFRESHES = 200
 _RESUME_OVERLAP = 1000  # a page of S3: listing them again costs no request
 _SEEN_AT_ONCE = 200_000
-_EDITION_BITS = 32
 _MAX_EDITION = 15
 _WRITER = WriterProperties(compression="ZSTD", max_row_group_size=1 << 16)  # small groups: a range of numbers reads few
-
-
-class NumberedFile(NamedTuple):
-    """A file of the ledger.
-
-    Attributes:
-        number: Its number; files are read in this order.
-        found: The file as it was when it got its number, or its last edition.
-        edition: How often it changed before anyone read it, or was repaired.
-        continues: Edition as which its positions count, if it is a repaired one whose first rows are the same.
-        is_again: Whether an earlier number stands for an earlier version of it.
-    """
-
-    number: int
-    found: FoundFile
-    edition: int = 0
-    continues: int | None = None
-    is_again: bool = False
-
-    @property
-    def begin(self) -> int:
-        """Position of its first row; also the position after the file before it."""
-        return RowPosition(self.number).pack()
-
-    @property
-    def end(self) -> int:
-        """Position after the file."""
-        return RowPosition(self.number + 1).pack()
-
-    def position(self, row: int) -> int:
-        """Return the position of a row of this edition."""
-        return RowPosition(self.number, self._counted << _EDITION_BITS | row if row else 0).pack()
-
-    def row(self, position: int) -> int:
-        """Return the row at a position inside this file; -1 if the position belongs to another edition."""
-        minor = RowPosition.unpack(position).minor
-        edition, row = divmod(minor, 1 << _EDITION_BITS)
-        return row if edition == self._counted or not minor else -1
-
-    @property
-    def _counted(self) -> int:
-        return self.edition if self.continues is None else self.continues
 
 
 class Ledger:
@@ -215,16 +173,16 @@ class Ledger:
         with delta_errors(f"read the file ledger '{self._location.label}'"):
             for batch in self._dataset(names).to_batches(columns=columns, batch_readahead=2, fragment_readahead=2):
                 paths = batch.column("path").to_pylist()
-                self._known.add(_versions(batch) if self._tracks_versions else paths)
+                self._known.add(_found(batch).versions() if self._tracks_versions else paths)
                 if self._last is not None:
                     self._last = sorted({*self._last, *paths})[-_RESUME_OVERLAP:]
 
     def unknown(self, files: Sequence[FoundFile]) -> list[FoundFile]:
         """Return the files that have no number yet."""
-        return [files[index] for index in self.known().unknown(self._keys(files))]
+        return [files[index] for index in self.known().unknown(self._keys(FoundFiles.of(files)))]
 
-    def _keys(self, files: Sequence[FoundFile]) -> list[str]:
-        return [file.version for file in files] if self._tracks_versions else [file.path for file in files]
+    def _keys(self, files: FoundFiles) -> list[str]:
+        return files.versions() if self._tracks_versions else files.paths
 
     def record(
         self,
@@ -254,11 +212,10 @@ class Ledger:
 
         Guarantee: a file has one number, a number one file, whatever runs beside or dies in between.
         """
-        found = list(found)
-        candidates = list(dict(zip(self._keys(found), found, strict=True)).values())
+        candidates = self._distinct(FoundFiles.of(found))
+        keys = self._keys(candidates)
         for attempt in range(_ATTEMPTS):
-            unknown = self.known().unknown(self._keys(candidates))
-            new = sorted((candidates[index] for index in unknown), key=_path if by_path else None)
+            new = candidates.take(self.known().unknown(keys)).sorted(by_path=by_path)
             begin = self.begin
             if not new and begin is not None and not is_due:
                 return 0
@@ -270,6 +227,11 @@ class Ledger:
             if self._commit(_rows(new, first), versions, attempt):
                 return len(new)
         raise self._contention()
+
+    def _distinct(self, files: FoundFiles) -> FoundFiles:
+        """Return the files, of those with the same key the last one."""
+        last = dict(zip(self._keys(files), range(len(files)), strict=True))
+        return files if len(last) == len(files) else files.take(list(last.values()))
 
     def replace_edition(self, file: NumberedFile, now: FoundFile) -> NumberedFile | None:
         """Record that an unread file has changed and return its new edition, under the same number.
@@ -295,38 +257,38 @@ class Ledger:
                     remedy="Write it under a name that begins with '.' or ends with .tmp, and rename it when it is whole",
                 )
             edition = NumberedFile(file.number, now, current.edition + 1, is_again=file.is_again)
-            if self._commit(_rows([now], file.number, edition.edition), {_NEXT: self.next_number}, attempt):
+            if self._commit(
+                _rows(FoundFiles.of([now]), file.number, edition.edition), {_NEXT: self.next_number}, attempt
+            ):
                 return edition
         raise self._contention()
 
     def files(self, first: int, last: int) -> list[NumberedFile]:
-        """Return the files with numbers in ``[first, last)``, in order.
+        """Return the files with numbers in ``[first, last)``, in order, one by one; else as ``numbered``."""
+        return list(self.numbered(first, last))
+
+    def numbered(self, first: int, last: int) -> NumberedFiles:
+        """Return the files with numbers in ``[first, last)``, in order, each in its last edition.
 
         Raises:
             TerminalError: Some are missing: the ledger was changed by someone else. Not retryable.
         """
         if first >= last:
-            return []
+            return NumberedFiles(first, FoundFiles.of(()), np.empty(0, np.int64))
         rows = self._between(first, last).sort_by([("number", "ascending"), ("edition", "ascending")])
-        numbers = rows.column("number").to_pylist()
-        etags, editions = pc.fill_null(rows.column("etag"), ""), pc.fill_null(rows.column("edition"), 0)
-        found = map(
-            FoundFile,
-            rows.column("modified_at").cast(pa.int64()).to_pylist(),
-            rows.column("path").to_pylist(),
-            rows.column("size_bytes").to_pylist(),
-            etags.to_pylist(),
-        )
-        latest = dict(zip(numbers, map(NumberedFile, numbers, found, editions.to_pylist()), strict=True))
-        if len(latest) != last - first:
+        numbers = rows.column("number").to_numpy()
+        is_latest = np.append(numbers[1:] != numbers[:-1], True)[: len(numbers)]
+        if int(is_latest.sum()) != last - first:
             raise TerminalError(
                 f"cannot read the file ledger '{self._location.label}'",
                 code="LEDGER_DAMAGED",
-                found=f"{len(latest)} files with numbers from {first} to {last - 1}",
+                found=f"{int(is_latest.sum())} files with numbers from {first} to {last - 1}",
                 expected=str(last - first),
                 remedy="Rows were deleted from it. Restore it to an earlier version, or delete it and the tables that it feeds",
             )
-        return list(latest.values())
+        rows = rows if is_latest.all() else rows.filter(pa.array(is_latest))
+        editions = pc.fill_null(rows.column("edition"), 0).to_numpy().astype(np.int64)
+        return NumberedFiles(first, _found(rows), editions)
 
     def rows(self) -> pa.Table:
         """Return what is known of every file, in the order of their numbers; of a file that changed, its last edition last."""
@@ -341,20 +303,20 @@ class Ledger:
             )
         return dict(zip(*(c.to_pylist() for c in rows.sort_by("number").columns), strict=True))
 
-    def files_again(self, first: int, last: int) -> list[NumberedFile]:
-        """Return ``files``, each with whether an earlier number has its path. Called with growing numbers only."""
-        files = self.files(first, last)
+    def numbered_again(self, first: int, last: int) -> NumberedFiles:
+        """Return ``numbered``, each with whether an earlier number has its path. Called with growing numbers only."""
+        files = self.numbered(first, last)
         for start in range(self._seen_until, first, _SEEN_AT_ONCE):
             rows = self._between(start, min(first, start + _SEEN_AT_ONCE), ["path"])
             self._seen.add(rows.column(0).to_pylist())
         self._seen_until = max(first, self._seen_until)
-        new = set(self._seen.unknown([file.found.path for file in files]))
-        before: set[str] = set()
-        marked = []
-        for index, file in enumerate(files):
-            marked.append(file._replace(is_again=index not in new or file.found.path in before))
-            before.add(file.found.path)
-        return marked
+        paths = files.found.paths
+        again = np.ones(len(paths), np.bool_)
+        again[self._seen.unknown(paths)] = False
+        _, firsts = np.unique(np.array(paths, object), return_index=True)
+        is_first = np.zeros(len(paths), np.bool_)
+        is_first[firsts] = True
+        return replace(files, again=again | ~is_first)
 
     def totals(self, first: int, last: int) -> tuple[int, int]:
         """Return how many files have numbers in ``[first, last)``, and their bytes; a change of edition counts twice."""
@@ -492,28 +454,27 @@ class Ledger:
         )
 
 
-def _path(file: FoundFile) -> str:
-    return file.path
+def _found(rows: pa.Table | pa.RecordBatch) -> FoundFiles:
+    """Return the files that rows of the ledger tell of."""
+    etags = rows.column("etag")
+    has_tags = etags.null_count < len(etags)
+    return FoundFiles(
+        rows.column("path").to_pylist(),
+        rows.column("modified_at").cast(pa.int64()).to_numpy(),
+        rows.column("size_bytes").to_numpy(),
+        pc.fill_null(etags, "").to_pylist() if has_tags else None,
+    )
 
 
-def _versions(batch: pa.RecordBatch) -> list[str]:
-    columns = [batch.column(name).to_pylist() for name in ("path", "size_bytes", "etag")]
-    times = batch.column("modified_at").cast(pa.int64()).to_pylist()
-    rows = zip(*columns, times, strict=True)
-    return [
-        FoundFile(modified_us, path, size_bytes, etag or "").version for path, size_bytes, etag, modified_us in rows
-    ]
-
-
-def _rows(files: Sequence[FoundFile], first: int, edition: int = 0) -> pa.Table:
-    times, paths, sizes, etags = zip(*files, strict=True) if files else ((), (), (), ())
+def _rows(files: FoundFiles, first: int, edition: int = 0) -> pa.Table:
+    count, etags = len(files), files.etags
     columns = {
-        "number": pa.array(range(first, first + len(files)), pa.int64()),
-        "path": pa.array(paths, pa.string()),
-        "size_bytes": pa.array(sizes, pa.int64()),
-        "modified_at": pa.array(times, pa.int64()).cast(LEDGER_SCHEMA.field("modified_at").type),
-        "etag": pa.array([etag or None for etag in etags], pa.string()),
-        "discovered_at": pa.repeat(pa.scalar(utc_now(), LEDGER_SCHEMA.field("discovered_at").type), len(files)),
-        "edition": pa.repeat(pa.scalar(edition, pa.int32()), len(files)),
+        "number": pa.array(np.arange(first, first + count, dtype=np.int64)),
+        "path": pa.array(files.paths, pa.string()),
+        "size_bytes": pa.array(files.size_bytes),
+        "modified_at": pa.array(files.modified_us).cast(LEDGER_SCHEMA.field("modified_at").type),
+        "etag": pa.nulls(count, pa.string()) if etags is None else pa.array([e or None for e in etags], pa.string()),
+        "discovered_at": pa.repeat(pa.scalar(utc_now(), LEDGER_SCHEMA.field("discovered_at").type), count),
+        "edition": pa.repeat(pa.scalar(edition, pa.int32()), count),
     }
     return pa.table(columns, schema=LEDGER_SCHEMA)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from urllib.parse import quote, unquote_to_bytes
+
+import numpy as np
 
 from connectors.files.globs import has_magic, split_glob
 from connectors.files.store import (
@@ -13,6 +16,7 @@ from connectors.files.store import (
     FileChanged,
     FileGone,
     FoundFile,
+    FoundFiles,
     OpenFile,
     PathFilter,
     Unknown,
@@ -65,7 +69,7 @@ class LocalStore:
 
     def list_files(
         self, unknown: Unknown = everything, *, after: str = "", with_empty: bool = False
-    ) -> Iterator[list[FoundFile]]:
+    ) -> Iterator[FoundFiles]:
         """Yield the files that fit and are not known, some thousand at a time; known ones cost no look at the file."""
         if self._single:
             yield self._list_single(unknown, with_empty)
@@ -104,24 +108,26 @@ class LocalStore:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                below = f"{relative}/{name}" if relative else name
                 if _is_folder(entry):
+                    below = f"{relative}/{name}" if relative else name
                     is_behind = prefix + name + "/" > after or after.startswith(prefix + name + "/")
                     if is_behind and self._filter.admits_folder(below):
                         (linked if entry.is_symlink() else nested).append((prefix + name, below))
                     continue
-                if not admits_name(name) or (has_pattern and not self._filter.admits(below)):
+                if not admits_name(name):
+                    continue
+                if has_pattern and not self._filter.admits(f"{relative}/{name}" if relative else name):
                     continue
                 path = _shown(prefix + name)
                 if path > after:
                     yield path, entry
 
-    def _list_single(self, unknown: Unknown, with_empty: bool) -> list[FoundFile]:
+    def _list_single(self, unknown: Unknown, with_empty: bool) -> FoundFiles:
         try:
             file = self.stat(self.root)
         except FileGone:
-            return []
-        return [file] if (file.size_bytes or with_empty) and unknown([file.path]) else []
+            return FoundFiles.of(())
+        return FoundFiles.of([file] if (file.size_bytes or with_empty) and unknown([file.path]) else [])
 
     def stat(self, path: str) -> FoundFile:
         """Return the file as it is now."""
@@ -154,22 +160,33 @@ class LocalStore:
 
     def read(self, file: FoundFile) -> bytes:
         """Return all bytes; the file is looked at after they were read, so a torn read is noticed."""
-        try:
-            handle = os.open(raw_path(file.path), os.O_RDONLY)
-        except (FileNotFoundError, NotADirectoryError):
-            raise FileGone(file.path) from None
-        except OSError as exc:
-            raise mapped_error(f"open file '{file.path}'", exc) from exc
-        try:
-            data = os.read(handle, file.size_bytes)
-            while len(data) < file.size_bytes and (more := os.read(handle, file.size_bytes - len(data))):
-                data += more
-            _verify_status(file, os.fstat(handle))
-        except OSError as exc:
-            raise mapped_error(f"read file '{file.path}'", exc) from exc
-        finally:
-            os.close(handle)
-        return data
+        return _read(file.path, file.size_bytes, file.modified_us)
+
+    def read_each(self, files: FoundFiles, threads: Callable[[], Executor]) -> Iterator[bytes]:
+        """Yield the bytes of one file after another: the system answers faster than threads change places."""
+        yield from map(_read, files.paths, files.size_bytes.tolist(), files.modified_us.tolist())
+
+
+def _read(path: str, size_bytes: int, modified_us: int) -> bytes:
+    """Return all bytes of exactly the file that was found."""
+    try:
+        handle = os.open(raw_path(path), os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileGone(path) from None
+    except OSError as exc:
+        raise mapped_error(f"open file '{path}'", exc) from exc
+    try:
+        data = os.read(handle, size_bytes)
+        while len(data) < size_bytes and (more := os.read(handle, size_bytes - len(data))):
+            data += more
+        status = os.fstat(handle)
+    except OSError as exc:
+        raise mapped_error(f"read file '{path}'", exc) from exc
+    finally:
+        os.close(handle)
+    if status.st_size != size_bytes or status.st_mtime_ns // 1000 != modified_us:
+        raise FileChanged(FoundFile(status.st_mtime_ns // 1000, path, status.st_size))
+    return data
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -182,9 +199,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown, with_empty: bool) -> list[FoundFile]:
+def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown, with_empty: bool) -> FoundFiles:
     """Return the files of a block that are not known."""
-    found = []
+    paths, times, sizes = list[str](), list[int](), list[int]()
     for index in unknown([path for path, _ in block]):
         path, entry = block[index]
         try:
@@ -194,8 +211,10 @@ def _looked_at(block: list[tuple[str, os.DirEntry[str]]], unknown: Unknown, with
                 continue
             raise mapped_error(f"look at file '{path}'", exc) from exc
         if (status.st_size or with_empty) and _is_regular(status.st_mode):
-            found.append(FoundFile(status.st_mtime_ns // 1000, path, status.st_size))
-    return found
+            paths.append(path)
+            times.append(status.st_mtime_ns // 1000)
+            sizes.append(status.st_size)
+    return FoundFiles(paths, np.array(times, np.int64), np.array(sizes, np.int64))
 
 
 def _verify_status(file: FoundFile, status: os.stat_result) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from connectors.files.ledger import NumberedFile
+from connectors.files.numbered import NumberedFile
 from connectors.files.store import FileChanged, FileGone, FoundFile
 from waxlake.stream.errors import SourceMoved, TerminalError, TransientError, WaxlakeError, shorten
 

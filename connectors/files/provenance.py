@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.files.formats.malformed import MALFORMED
+from connectors.files.found import FoundFiles
 from connectors.files.options import BinaryFileOptions, RecordOptions
 from connectors.files.partition_columns import PartitionColumns
 from connectors.files.rescued import json_quote, merged, objects, with_file_path
 from connectors.files.settings import FilesSettings
-from connectors.files.store import FoundFile
 from waxlake.stream.errors import TerminalError, shorten
 
 __all__ = ["METADATA_TYPE", "RESCUED", "Provenance"]
@@ -45,7 +45,7 @@ class Provenance:
     partitions: PartitionColumns
     has_metadata: bool
 
-    def add(self, table: pa.Table, files: Sequence[FoundFile], owners: pa.Array) -> pa.Table:
+    def add(self, table: pa.Table, files: FoundFiles, owners: pa.Array) -> pa.Table:
         """Return the rows with the columns that their files give.
 
         Args:
@@ -60,7 +60,7 @@ class Provenance:
             table, owners = self._well_formed(table, files, owners)
         if isinstance(self.settings.options, BinaryFileOptions):
             table = _with_file_columns(table, files, owners)
-        paths = [file.path for file in files]
+        paths = files.paths
         table, lost = self.partitions.fill(table, paths, owners)
         table = self._with_rescued(table, lost, paths, owners)
         if self.has_metadata:
@@ -84,7 +84,7 @@ class Provenance:
         is_same = column is table.column(index) and field.name == RESCUED
         return table if is_same else table.set_column(index, field, column)
 
-    def _well_formed(self, table: pa.Table, files: Sequence[FoundFile], owners: pa.Array) -> tuple[pa.Table, pa.Array]:
+    def _well_formed(self, table: pa.Table, files: FoundFiles, owners: pa.Array) -> tuple[pa.Table, pa.Array]:
         """Return the rows, and their files, without those of malformed records."""
         is_bad = table.column(MALFORMED).combine_chunks()
         table = table.drop_columns([MALFORMED])
@@ -93,7 +93,7 @@ class Provenance:
         if isinstance(self.settings.options, RecordOptions) and self.settings.options.mode == "FAILFAST":
             row = pc.index(is_bad, True).as_py()
             raise TerminalError(
-                f"cannot take a record of file '{files[owners[row].as_py()].path}'",
+                f"cannot take a record of file '{files.paths[owners[row].as_py()]}'",
                 code="FILE_RECORD_MALFORMED",
                 found=f"{pc.sum(is_bad).as_py()} malformed in this batch, such as {_sample(table, row)}",
                 expected="well-formed records, as mode='FAILFAST' says",
@@ -109,13 +109,13 @@ def _sample(table: pa.Table, row: int) -> str:
     return shorten(value, 100) if value else "one of its rows"
 
 
-def _with_file_columns(table: pa.Table, files: Sequence[FoundFile], owners: pa.Array) -> pa.Table:
+def _with_file_columns(table: pa.Table, files: FoundFiles, owners: pa.Array) -> pa.Table:
     """Return rows of format binaryfile with what the store knows of each file."""
-    instants = pa.array([file.modified_us for file in files], pa.int64()).cast(METADATA_TYPE.field(3).type)
+    instants = pa.array(files.modified_us).cast(METADATA_TYPE.field(3).type)
     known = {
-        "path": pa.array([file.path for file in files], pa.string()),
+        "path": pa.array(files.paths, pa.string()),
         "modificationTime": instants,
-        "length": pa.array([file.size_bytes for file in files], pa.int64()),
+        "length": pa.array(files.size_bytes),
     }
     for name, values in known.items():
         index = table.schema.get_field_index(name)
@@ -124,11 +124,11 @@ def _with_file_columns(table: pa.Table, files: Sequence[FoundFile], owners: pa.A
     return table
 
 
-def _metadata(files: Sequence[FoundFile]) -> pa.Array:
+def _metadata(files: FoundFiles) -> pa.Array:
     columns = [
-        pa.array([file.path for file in files], pa.string()),
-        pa.array([file.path.rpartition("/")[2] for file in files], pa.string()),
-        pa.array([file.size_bytes for file in files], pa.int64()),
-        pa.array([file.modified_us for file in files], pa.int64()).cast(METADATA_TYPE.field(3).type),
+        pa.array(files.paths, pa.string()),
+        pa.array([path.rpartition("/")[2] for path in files.paths], pa.string()),
+        pa.array(files.size_bytes),
+        pa.array(files.modified_us).cast(METADATA_TYPE.field(3).type),
     ]
     return pa.StructArray.from_arrays(columns, fields=list(METADATA_TYPE))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
@@ -20,10 +19,12 @@ from connectors.files.contents import FileContents, is_fresh
 from connectors.files.evolution import Evolution
 from connectors.files.formats import Format
 from connectors.files.history import FileHistory
-from connectors.files.ledger import Ledger, NumberedFile
-from connectors.files.pieces import Bounds, FewerRows, Piece, PieceQueue
+from connectors.files.ledger import Ledger
+from connectors.files.numbered import NumberedFile, NumberedFiles
+from connectors.files.pieces import Bounds, FewerRows, FileRows, Piece, PieceQueue
 from connectors.files.problems import FileProblem, changed, never_settles
 from connectors.files.provenance import Provenance
+from connectors.files.queue import FileQueue
 from connectors.files.settings import FilesSettings
 from connectors.files.store import FileChanged, FileGone, FoundFile, Store
 from waxlake.stream.batch import Backlog, MicroBatch
@@ -79,7 +80,7 @@ class FilesReader:
         self._stored_max = max(plan.start, *plan.fences) if plan.fences else plan.start
         self._load_number = RowPosition.unpack(self._position).major
         self._limit = self._load_number
-        self._files: deque[NumberedFile] = deque()
+        self._files = FileQueue()
         self.is_closed = False
         self._is_resuming = True
         bounds = Bounds(
@@ -150,16 +151,16 @@ class FilesReader:
     def _load(self) -> bool:
         """Load the next files from the ledger; return whether there are any."""
         last = min(self._limit, self._load_number + _LOAD_FILES)
-        self._files.extend(self._history.with_repairs(self._numbered(self._load_number, last)))
+        self._files.append(self._history.with_repairs(self._numbered(self._load_number, last)))
         self._load_number = max(self._load_number, last)
         if self._files and self._is_resuming:
             self._is_resuming = False
-            self._contents.row = self._row_at(self._files[0], self._position)
+            self._contents.row = self._row_at(self._files.first, self._position)
         return bool(self._files)
 
-    def _numbered(self, first: int, last: int) -> list[NumberedFile]:
+    def _numbered(self, first: int, last: int) -> NumberedFiles:
         is_replacing = self._settings.allow_overwrites == "replace"
-        return (self._ledger.files_again if is_replacing else self._ledger.files)(first, last)
+        return (self._ledger.numbered_again if is_replacing else self._ledger.numbered)(first, last)
 
     def _poll(self) -> None:
         """List again now and then in a continuous run, without waiting for it."""
@@ -183,7 +184,7 @@ class FilesReader:
         while not self._pieces.is_full and not self._is_waiting:
             if not self._files and not self._load():
                 return
-            if not self._contents.is_open and not self._is_settled(self._files[0].found):
+            if not self._contents.is_open and not self._is_settled(self._files.first.found):
                 return
             try:
                 self._contents.read_next()
@@ -211,7 +212,7 @@ class FilesReader:
         if isinstance(cause, FileChanged) and not self._contents.row and self._stored_max <= file.begin:
             self._is_waiting = not self._is_settled(cause.now)
             edition = None if self._is_waiting else self._ledger.replace_edition(file, cause.now)
-            self._files[0] = edition or file
+            self._files.replace_first(edition or file)
             if self._is_waiting or edition is not None:
                 return  # else the changed file has a number of its own
         if isinstance(cause, FileChanged) and self._contents.row and self._is_repaired(file, cause.now):
@@ -233,8 +234,8 @@ class FilesReader:
     def _leave_out_cleaned(self, file: NumberedFile) -> bool:
         """Leave out files that this pipeline took away itself, from a table that came later; return whether it did."""
         is_removed = self._history.is_removed(file.number)
-        while is_removed and self._files and self._history.is_removed(self._files[0].number):
-            self._contents.leave_out(self._files[0], "missing", "cleaned up after it was read, as clean_source asks")
+        while is_removed and self._files and self._history.is_removed(self._files.first.number):
+            self._contents.leave_out(self._files.first, "missing", "cleaned up after it was read, as clean_source asks")
         return is_removed
 
     def _is_repaired(self, file: NumberedFile, now: FoundFile) -> bool:
@@ -244,7 +245,7 @@ class FilesReader:
             return True
         edition = self._history.repaired(file, now, self._contents.row)
         if edition is not None:
-            self._files[0] = edition
+            self._files.replace_first(edition)
         return edition is not None
 
     def _row_at(self, file: NumberedFile, position: int) -> int:
@@ -264,25 +265,23 @@ class FilesReader:
             raise changed(
                 piece.file, "the rows that another flow of this run has stored", piece.file.found
             ) from problem
-        rows = [piece for piece in taken if piece.count]
+        rows = FileRows.of(taken)
         table, rescued = self._table(rows)
         if self._evolution is not None:
             try:
-                self._evolution.check(table, [piece.file.found for piece in rows])
+                self._evolution.check(table, rows.found)
             except WaxlakeError:
                 self._pieces.put_back(taken)  # the store of the schemas may be away: the caller asks again
                 raise
         start, self._position = self._position, taken[-1].end
-        for piece in taken:
-            if piece.is_end:
-                self._left_files -= 1
-                self._left_bytes -= piece.file.found.size_bytes
-        if taken[0].is_skipped:
+        self._left_files -= rows.ended_files
+        self._left_bytes -= rows.ended_bytes
+        if isinstance(taken[0], Piece) and taken[0].is_skipped:
             return self._left_out(taken[0], start)
         rest = {
-            "read": sum(piece.count for piece in rows),
-            "facts": {FILES_FACT: _counts(taken, rows, rescued)},
-            "replaced": tuple(piece.file.found.path for piece in taken if piece.replaces),
+            "read": int(rows.counts.sum()),
+            "facts": {FILES_FACT: rows.facts(rescued)},
+            "replaced": tuple(piece.file.found.path for piece in taken if isinstance(piece, Piece) and piece.replaces),
         }
         return [self._batch(table, start, self._position, **rest)]
 
@@ -309,17 +308,15 @@ class FilesReader:
             **rest,
         )
 
-    def _table(self, pieces: Sequence[Piece]) -> tuple[pa.Table, np.ndarray | None]:
-        """Decode the rows of all pieces at once, say where they come from, and count the rescued ones of each piece."""
-        if not pieces:
-            return self._empty, np.zeros(
-                0, np.int64
-            ) if self._settings.rescued_data_column in self._empty.column_names else None
-        table = self._format.decode([piece.raw for piece in pieces if piece.raw is not None])
-        files = [piece.file.found for piece in pieces]
-        owners = np.repeat(np.arange(len(pieces)), [piece.count for piece in pieces])
-        rescued = _rescued(table, self._settings.rescued_data_column, owners, len(pieces))
-        return self._provenance.add(table, files, pa.array(owners)), rescued
+    def _table(self, rows: FileRows) -> tuple[pa.Table, np.ndarray | None]:
+        """Decode the rows of all files at once, say where they come from, and count the rescued ones of each file."""
+        if not rows.counts.any():
+            has_rescued = self._settings.rescued_data_column in self._empty.column_names
+            return self._empty, np.zeros(len(rows.counts), np.int64) if has_rescued else None
+        table = self._format.decode(rows.raws)
+        owners = np.repeat(np.arange(len(rows.counts)), rows.counts)
+        rescued = _rescued(table, self._settings.rescued_data_column, owners, len(rows.counts))
+        return self._provenance.add(table, rows.found, pa.array(owners)), rescued
 
 
 def _rescued(table: pa.Table, name: str, owners: np.ndarray, count: int) -> np.ndarray | None:
@@ -331,14 +328,3 @@ def _rescued(table: pa.Table, name: str, owners: np.ndarray, count: int) -> np.n
     if column.null_count == len(column):
         return np.zeros(count, np.int64)
     return np.bincount(owners[column.is_valid().to_numpy()], minlength=count)
-
-
-def _counts(taken: Sequence[Piece], rows: Sequence[Piece], rescued: np.ndarray | None) -> FileCounts:
-    """Return the rows of each file of a batch, from those of its pieces."""
-    first, last = taken[0].file.number, taken[-1].file.number
-    index = np.fromiter((piece.file.number - first for piece in rows), np.int64, len(rows))
-    size = last - first + 1
-    read = np.bincount(index, [piece.count for piece in rows], size).astype(np.int64)
-    if rescued is None:
-        return FileCounts(first, read)
-    return FileCounts(first, read, np.bincount(index, rescued, size).astype(np.int64))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -15,6 +15,7 @@ from connectors.files.store import (
     FileChanged,
     FileGone,
     FoundFile,
+    FoundFiles,
     OpenFile,
     PathFilter,
     Unknown,
@@ -112,7 +113,7 @@ class RemoteStore:
 
     def list_files(
         self, unknown: Unknown = everything, *, after: str = "", with_empty: bool = False
-    ) -> Iterator[list[FoundFile]]:
+    ) -> Iterator[FoundFiles]:
         """Yield the files that fit and are not known, page by page."""
         is_empty = True
         pages = self._pages(after)
@@ -127,9 +128,10 @@ class RemoteStore:
                 for relative, info in page
                 if self._fits(relative) and (path := self._path(relative)) > after
             ]
-            yield self._described([fitting[index] for index in unknown([path for path, _ in fitting])], with_empty)
+            wanted = [fitting[index] for index in unknown([path for path, _ in fitting])]
+            yield FoundFiles.of(self._described(wanted, with_empty))
         if is_empty and not self.pattern and not after:
-            yield self._single(unknown)
+            yield FoundFiles.of(self._single(unknown))
 
     def _pages(self, after: str) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
         filesystem = self.filesystem
@@ -226,6 +228,10 @@ class RemoteStore:
         if not now.is_same_content(file) or len(data) != file.size_bytes:
             raise FileChanged(now)
         return data
+
+    def read_each(self, files: FoundFiles, threads: Callable[[], Executor]) -> Iterator[bytes]:
+        """Yield the bytes of one file after another; several are asked for at a time."""
+        return threads().map(self.read, files)
 
 
 def _is_marker(path: str) -> bool:

@@ -9,8 +9,8 @@ import shutil
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from connectors.files.ledger import NumberedFile
 from connectors.files.local_store import LocalStore, raw_path
+from connectors.files.numbered import NumberedFile
 from connectors.files.remote_store import URI, RemoteStore
 from connectors.files.settings import FilesSettings
 from connectors.files.store import FileGone, FoundFile, Store, mapped_error, store_errors

@@ -17,7 +17,7 @@ from connectors.files.inference import infer_schema
 from connectors.files.partition_columns import PartitionColumns, declared_partitions
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.settings import FilesSettings
-from connectors.files.store import FileChanged, FileGone, FoundFile, Store, store_errors
+from connectors.files.store import FileChanged, FileGone, FoundFile, FoundFiles, Store, store_errors
 from waxlake.stream.ddl import parse_ddl
 from waxlake.stream.errors import SourceMoved, TerminalError, UserError, shorten
 
@@ -101,7 +101,7 @@ class FilesScan:
             try:
                 for table in self._blocks(file, schema):
                     owners = pa.array(np.zeros(len(table), np.int64))
-                    yield provenance.add(table, [file], owners)
+                    yield provenance.add(table, FoundFiles.of([file]), owners)
             except (FileGone, FileChanged) as exc:
                 raise SourceMoved(
                     f"cannot read file '{file.path}'",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple, Protocol, TypeAlias
 
+from connectors.files.found import FoundFile, FoundFiles
 from connectors.files.globs import glob_regex
 from waxlake.stream.errors import TerminalError, TransientError, WaxlakeError, shorten
 
@@ -15,6 +17,7 @@ __all__ = [
     "FileChanged",
     "FileGone",
     "FoundFile",
+    "FoundFiles",
     "OpenFile",
     "PathFilter",
     "Store",
@@ -39,33 +42,6 @@ _UNFINISHED = (
     "~",
     "._COPYING_",
 )
-
-
-class FoundFile(NamedTuple):
-    """A file as a store shows it now; files sort by (modification time, path).
-
-    Attributes:
-        modified_us: Modification time, microseconds since 1970 UTC.
-        path: Absolute local path, or URI.
-        size_bytes: Size in the store.
-        etag: The store's content tag; empty where it has none.
-    """
-
-    modified_us: int
-    path: str
-    size_bytes: int
-    etag: str = ""
-
-    @property
-    def version(self) -> str:
-        """What tells this version of the file from others: path and content tag, or path, time and size."""
-        return f"{self.path}\x00{self.etag or self.modified_us}\x00{self.size_bytes}"
-
-    def is_same_content(self, other: FoundFile) -> bool:
-        """Return whether both are the same version of the file: by tag if both have one, else by time and size."""
-        if self.etag and other.etag:
-            return self.etag == other.etag and self.size_bytes == other.size_bytes
-        return self.modified_us == other.modified_us and self.size_bytes == other.size_bytes
 
 
 class FileGone(Exception):
@@ -129,7 +105,7 @@ class Store(Protocol):
 
     def list_files(
         self, unknown: Unknown = everything, *, after: str = "", with_empty: bool = False
-    ) -> Iterator[list[FoundFile]]:
+    ) -> Iterator[FoundFiles]:
         """Yield the files that fit and are not known, some thousand at a time; what is known costs as little as can be.
 
         Args:
@@ -149,6 +125,15 @@ class Store(Protocol):
 
     def read(self, file: FoundFile) -> bytes:
         """Return all bytes of exactly this file, or raise ``FileGone`` or ``FileChanged``."""
+        ...
+
+    def read_each(self, files: FoundFiles, threads: Callable[[], Executor]) -> Iterator[bytes]:
+        """Yield the bytes of one file after another, each as ``read`` does.
+
+        Args:
+            files: What to read.
+            threads: Returns threads to wait for the store with, where that helps.
+        """
         ...
 
 

@@ -21,7 +21,7 @@ from connectors.files.discovery.manifest import Manifest
 from connectors.files.discovery.settings import DiscoverySettings
 from connectors.files.discovery.settling import settled
 from connectors.files.ledger import Ledger
-from connectors.files.store import FileGone, FoundFile, Store, everything
+from connectors.files.store import FileGone, FoundFile, FoundFiles, Store, everything
 from waxlake.stream.errors import UserError
 
 __all__ = ["LISTED", "Discovery"]
@@ -76,7 +76,7 @@ class Discovery:
         """
         self._waits = waits
         if self._manifest is not None:
-            return self._record(self._from_manifest(self._manifest))
+            return self._record([FoundFiles.of(self._from_manifest(self._manifest))])
         if self._is_listing_due():
             return self._list_all()
         if self._channel is not None:
@@ -103,10 +103,9 @@ class Discovery:
                 self._tell(f"{self._channel.name} is not to be heard ({reason}): the path is listed instead")
         return self._record(self._listed(), marks, is_due=bool(marks))
 
-    def _listed(self, after: str = "") -> Iterator[FoundFile]:
+    def _listed(self, after: str = "") -> Iterator[FoundFiles]:
         unknown = everything if self._settings.tracks_versions else self._ledger.known().unknown
-        for block in self._store.list_files(unknown, after=after, with_empty=True):
-            yield from block
+        return self._store.list_files(unknown, after=after, with_empty=True)
 
     def _hear(self, channel: Channel) -> int:
         count, has_more = 0, True
@@ -119,7 +118,7 @@ class Discovery:
             has_more = heard.has_more
             if heard.ignored:
                 self._tell(f"{channel.name}: messages that are no S3 events are left out")
-            count += self._record(self._looked_at(heard), heard.positions, is_due=self._lags(heard.positions))
+            count += self._record([self._looked_at(heard)], heard.positions, is_due=self._lags(heard.positions))
             try:
                 channel.recorded()
             except ChannelLost as reason:
@@ -130,13 +129,13 @@ class Discovery:
         """Return whether the stored positions are so far behind that they are worth a commit of their own."""
         return sum(position - (self._ledger.stored(app) or 0) for app, position in positions.items()) > _MARKS_LAG
 
-    def _looked_at(self, heard: Heard) -> Iterator[FoundFile]:
+    def _looked_at(self, heard: Heard) -> FoundFiles:
         """Return the objects of events as they are now; without those that are gone, or not of this source."""
         paths = dict.fromkeys(self._store.path_of(event.bucket, event.key) for event in heard.events)
         wanted = [path for path in paths if path is not None and self._store.admits(path)]
         if not self._settings.tracks_versions:
             wanted = [wanted[index] for index in self._ledger.known().unknown(wanted)]
-        return (file for _, file in self._stats(wanted) if file is not None)
+        return FoundFiles.of(file for _, file in self._stats(wanted) if file is not None)
 
     def _from_manifest(self, manifest: Manifest) -> list[FoundFile]:
         """Return the files of all manifests that are there, and tell those that are not."""
@@ -185,14 +184,16 @@ class Discovery:
             return None
 
     def _record(
-        self, files: Iterable[FoundFile], marks: Mapping[str, int] | None = None, *, is_due: bool = False
+        self, blocks: Iterable[FoundFiles], marks: Mapping[str, int] | None = None, *, is_due: bool = False
     ) -> int:
         settings = self._settings
         oldest_us = self._ledger.oldest_considered_us(settings.max_file_age, self._clock_s())
         if settings.modified_after is not None:
             oldest_us = max(oldest_us, int(settings.modified_after.timestamp() * 1e6) + 1)
         newest_us = int(settings.modified_before.timestamp() * 1e6) if settings.modified_before else 1 << 62
-        found = [file for file in files if oldest_us <= file.modified_us < newest_us]
+        found = FoundFiles.concat(
+            block.where((block.modified_us >= oldest_us) & (block.modified_us < newest_us)) for block in blocks
+        )
         found = settled(found, self._store, settings.settle_s, waits=self._waits)
         if not found and not is_due and self._ledger.begin is not None:
             return 0

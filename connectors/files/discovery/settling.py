@@ -6,10 +6,11 @@ Called with what a listing found, before any of it gets a number: so a file that
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Final
 
-from connectors.files.store import FileGone, FoundFile, Store
+import numpy as np
+
+from connectors.files.store import FileGone, FoundFile, FoundFiles, Store
 
 __all__ = ["EMPTY_STAYS_S", "settled"]
 
@@ -17,7 +18,7 @@ EMPTY_STAYS_S: Final = 3600.0
 _LONGEST_WAIT_S: Final = 2.0
 
 
-def settled(found: Iterable[FoundFile], store: Store, settle_s: float, *, waits: bool) -> list[FoundFile]:
+def settled(found: FoundFiles, store: Store, settle_s: float, *, waits: bool) -> FoundFiles:
     """Return the files that are whole, as far as can be seen.
 
     An object of a store appears whole; a local file counts as whole once it was left alone for a while. One without a byte
@@ -29,20 +30,15 @@ def settled(found: Iterable[FoundFile], store: Store, settle_s: float, *, waits:
         settle_s: Time for which a local file must have been left alone.
         waits: Look again at fresh files after that time, if it is short (a triggered run takes files that were just written).
     """
-    now_us = time.time_ns() // 1000
-    whole, fresh = [], []
-    for file in found:
-        if not file.size_bytes:
-            if now_us - file.modified_us >= EMPTY_STAYS_S * 1e6:
-                whole.append(file)
-        elif store.is_local and abs(now_us - file.modified_us) < settle_s * 1e6:
-            fresh.append(file)
-        else:
-            whole.append(file)
-    if fresh and waits and settle_s <= _LONGEST_WAIT_S:
+    age_us = time.time_ns() // 1000 - found.modified_us
+    is_empty = found.size_bytes == 0
+    is_fresh = ~is_empty & (abs(age_us) < settle_s * 1e6) & store.is_local
+    is_whole = np.where(is_empty, age_us >= EMPTY_STAYS_S * 1e6, ~is_fresh)
+    if is_fresh.any() and waits and settle_s <= _LONGEST_WAIT_S:
         time.sleep(settle_s)
-        whole += [file for file in fresh if _is_unchanged(file, store)]
-    return whole
+        fresh = np.flatnonzero(is_fresh)
+        is_whole[fresh] = [_is_unchanged(found[int(index)], store) for index in fresh]
+    return found.where(is_whole)
 
 
 def _is_unchanged(file: FoundFile, store: Store) -> bool:

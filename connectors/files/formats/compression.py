@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any, BinaryIO, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-__all__ = ["decompressed", "is_compressed"]
+__all__ = ["are_compressed", "decompressed", "is_compressed"]
 
 _CODECS: Final = {
     ".gz": "gzip",
@@ -19,12 +23,21 @@ _CODECS: Final = {
     ".br": "brotli",
 }
 _SUFFIXES: Final = tuple(_CODECS)
+_ANY_SUFFIX: Final = r"\.(?:[gG][zZ](?:[iI][pP])?|[bB][zZ]2|[zZ][sS][tT][dD]?|[lL][zZ]4|[bB][rR])\z"
 _AS_THEY_ARE: Final = ("parquet", "orc", "avro", "binaryfile")
 
 
 def is_compressed(path: str, format: str) -> bool:
     """Return whether the name says that the file is compressed as a whole, and the format is one of text."""
     return format not in _AS_THEY_ARE and (path.endswith(_SUFFIXES) or path.lower().endswith(_SUFFIXES))
+
+
+def are_compressed(paths: Sequence[str], format: str) -> npt.NDArray[np.bool_]:
+    """Return ``is_compressed`` of each path, shape (n_paths,)."""
+    if format in _AS_THEY_ARE or not paths:
+        return np.zeros(len(paths), np.bool_)
+    found = pc.match_substring_regex(pa.array(paths, pa.string()), _ANY_SUFFIX)
+    return np.asarray(found.to_numpy(zero_copy_only=False))
 
 
 def decompressed(stream: BinaryIO, path: str, format: str) -> Any:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from connectors.files.formats.encoded import to_utf8, utf8_stream
 from connectors.files.formats.json_values import JsonValues
+from connectors.files.formats.protocol import RowsOfFiles
 from connectors.files.options import JsonOptions
 
 __all__ = ["MAX_LINE_BYTES", "JsonLines", "line_blocks", "split_files", "split_lines"]
@@ -36,62 +37,20 @@ class JsonLines:
     def __init__(self, options: JsonOptions, values: JsonValues) -> None:
         self._options, self._values = options, values
 
-    def split(self, contents: Sequence[bytes]) -> Sequence[_Lines]:
+    def split(self, contents: Sequence[bytes]) -> RowsOfFiles:
         """Return the lines of each whole file."""
         if not self._options.is_utf8:
             contents = [to_utf8(content, self._options.encoding) for content in contents]
-        lines, counts = split_files(contents)
-        each = len(lines) and lines.nbytes // len(lines)
-        ends = np.cumsum(counts).tolist()
-        return [_Lines(lines, start, end, each) for start, end in zip([0, *ends], ends, strict=False)]
+        return RowsOfFiles(*split_files(contents))
 
     def blocks(self, stream: BinaryIO, skip_rows: int) -> Iterator[pa.Array]:
         """Yield the lines of one file in blocks."""
         text = stream if self._options.is_utf8 else utf8_stream(stream, self._options.encoding)
         return line_blocks(text, skip_rows)
 
-    def decode(self, raws: Sequence[pa.Array | _Lines]) -> pa.Table:
+    def decode(self, raws: Sequence[pa.Array]) -> pa.Table:
         """Return typed rows."""
-        return self._values.decode(pa.concat_arrays(_arrays(raws)))
-
-
-class _Lines:
-    """Some of the lines of many small files, cut without a call of Arrow for each file."""
-
-    __slots__ = ("_each", "end", "lines", "start")
-
-    def __init__(self, lines: pa.Array, start: int, end: int, each: int) -> None:
-        self.lines, self.start, self.end, self._each = lines, start, end, each
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-    @property
-    def nbytes(self) -> int:
-        """About how many bytes they are."""
-        return len(self) * self._each
-
-    def slice(self, offset: int, length: int | None = None) -> _Lines:
-        """Return the lines from ``offset`` on, all or ``length`` of them."""
-        start = min(self.start + offset, self.end)
-        end = self.end if length is None else min(start + length, self.end)
-        return _Lines(self.lines, start, end, self._each)
-
-
-def _arrays(raws: Sequence[pa.Array | _Lines]) -> list[pa.Array]:
-    """Return arrays of the same lines in the same order, neighbours in one."""
-    arrays: list[pa.Array] = []
-    run: _Lines | None = None
-    for raw in [*raws, None]:
-        if run is not None and isinstance(raw, _Lines) and raw.lines is run.lines and raw.start == run.end:
-            run = _Lines(run.lines, run.start, raw.end, 0)
-            continue
-        if run is not None:
-            arrays.append(run.lines.slice(run.start, len(run)))
-        run = raw if isinstance(raw, _Lines) else None
-        if raw is not None and run is None:
-            arrays.append(raw)
-    return arrays
+        return self._values.decode(raws[0] if len(raws) == 1 else pa.concat_arrays(raws))
 
 
 def split_lines(data: bytes) -> pa.Array:
