@@ -10,9 +10,8 @@ gone and the journal does not say so (they are found gone, and noted); the journ
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -24,6 +23,7 @@ import pyarrow.compute as pc
 from connectors.files.journal import FileJournal, journal_rows
 from connectors.files.ledger import Ledger
 from connectors.files.numbered import NumberedFile
+from connectors.files.problems import log_warning
 from connectors.files.removal import Removal, Removed
 from waxlake.stream.clock import utc_now
 from waxlake.stream.errors import TransientError, WaxlakeError
@@ -40,7 +40,6 @@ _THREADS: Final = 16
 _LOOK_AGAIN_S: Final = 5.0
 _RETRY_FIRST_S: Final = 10.0
 _RETRY_MAX_S: Final = 3600.0
-_log = logging.getLogger("waxlake.files")
 
 
 class OtherReader(Protocol):
@@ -69,6 +68,7 @@ class Cleaner:
         journal: Where it is noted, for the cleaner alone.
         removal: Removes one file.
         others: Other sources that may read the same files.
+        warn: Takes what could not be cleaned up and why, for people.
     """
 
     settings: FilesSettings
@@ -76,6 +76,7 @@ class Cleaner:
     journal: FileJournal
     removal: Removal
     others: Sequence[OtherReader] = ()
+    warn: Callable[[str], None] = log_warning
     _next_at_s: float = 0.0
     _retried: dict[int, tuple[int, float]] = field(default_factory=dict)
 
@@ -182,7 +183,7 @@ class Cleaner:
         except TransientError:
             raise  # the store is away: nothing is noted, all of it is tried again
         except WaxlakeError as error:
-            _log.warning("file '%s' was read and is not cleaned up: %s", file.found.path, error)
+            self.warn(f"file '{file.found.path}' was read and is not cleaned up: {error}")
             return Removed("clean_failed", error=str(error))
 
 

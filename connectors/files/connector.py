@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ from connectors.files.ledger import Ledger
 from connectors.files.local_store import LocalStore, raw_path
 from connectors.files.partition_columns import PartitionColumns, declared_partitions
 from connectors.files.preview import preview_files
+from connectors.files.problems import log_warning
 from connectors.files.provenance import METADATA_TYPE, Provenance
 from connectors.files.reader import PARTITION, FilesReader
 from connectors.files.removal import Removal, check_destination
@@ -42,7 +42,6 @@ __all__ = ["METADATA_COLUMN", "FilesConnector", "FilesSource"]
 METADATA_COLUMN = "_metadata"
 _FORGET_EVERY_S = 3600.0
 _CLEANING_S = 0.5
-_log = logging.getLogger("waxlake.files")
 
 
 class FilesConnector:
@@ -55,6 +54,7 @@ class FilesConnector:
 
     Attributes:
         others: Other sources of the pipeline that may read the same files: none is cleaned up before they have it.
+        on_warning: Takes what is strange and no failure, for people, from any thread.
 
     Guarantee: each file gets one number before any of its rows is emitted; together with a sink that stores positions every
     row is stored exactly once. A file is its path: content that changes after it was read is not read again.
@@ -74,6 +74,7 @@ class FilesConnector:
         self._readers: list[FilesReader] = []
         self._cleaner: Cleaner | None = None
         self.others: Sequence[OtherReader] = ()
+        self.on_warning: Callable[[str], None] = log_warning
         if settings.clean_source == "MOVE":
             check_destination(settings, self._store)
 
@@ -233,12 +234,15 @@ class FilesConnector:
             return
         if self._cleaner is None:
             removal = Removal(self.settings, self._store)
-            self._cleaner = Cleaner(self.settings, self.ledger(), self.journal(), removal, self.others)
+            self._cleaner = Cleaner(self.settings, self.ledger(), self.journal(), removal, self.others, warn=self._warn)
         is_reading = any(not reader.is_closed for reader in self._readers)
         try:
             self._cleaner.clean(durable[PARTITION], until_s=time.monotonic() + _CLEANING_S if is_reading else None)
         except WaxlakeError as error:
-            _log.warning("the files of '%s' are not cleaned up at the moment: %s", self._store.shown, error)
+            self._warn(f"the files of '{self._store.shown}' are not cleaned up at the moment: {error}")
+
+    def _warn(self, text: str) -> None:
+        self.on_warning(text)
 
     def _forget(self, durable: Mapping[str, int]) -> None:
         """Forget, now and then, files that are too old to count and that every table has."""
@@ -301,7 +305,7 @@ class FilesConnector:
     @property
     def _discovery(self) -> Discovery:
         if self._opened_discovery is None:
-            self._opened_discovery = open_discovery(self.settings, self._store, self._ledger)
+            self._opened_discovery = open_discovery(self.settings, self._store, self._ledger, self._warn)
         return self._opened_discovery
 
     @property

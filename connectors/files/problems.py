@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timezone
+from typing import Final
 
 from connectors.files.numbered import NumberedFile
 from connectors.files.store import FileChanged, FileGone, FoundFile
 from waxlake.stream.errors import SourceMoved, TerminalError, TransientError, WaxlakeError, shorten
 
-__all__ = ["FileProblem", "changed", "gone", "iso", "never_settles", "unreadable"]
+__all__ = ["FileProblem", "changed", "gone", "iso", "log_warning", "never_settles", "unreadable"]
+
+_LOG: Final = logging.getLogger("waxlake.files")
 
 
 class FileProblem(Exception):
@@ -82,3 +86,8 @@ def never_settles(found: FoundFile, settle_s: float) -> TransientError:
 def iso(found: FoundFile) -> str:
     """Return when a file was modified, as text."""
     return datetime.fromtimestamp(found.modified_us / 1e6, timezone.utc).isoformat()
+
+
+def log_warning(text: str) -> None:
+    """Tell of what is strange and no failure where no pipeline has an event log for it."""
+    _LOG.warning("%s", text)

@@ -51,6 +51,7 @@ from waxlake.pipeline.retry import to_retry
 from waxlake.pipeline.samples import OffenderSampler
 from waxlake.pipeline.selection import Selection
 from waxlake.pipeline.sinks import finish_batches
+from waxlake.pipeline.source_warnings import report_warnings
 from waxlake.pipeline.spec import Spec
 from waxlake.pipeline.state import Emit, RunState
 from waxlake.pipeline.tables import LatestTables
@@ -368,6 +369,7 @@ def prepare_run(
 
     def plan_here() -> RunPlan:
         here = check_here()
+        report_warnings(here, report)
         if before is None:
             report.attach_hooks(here)
             report.hold()
@@ -390,6 +392,7 @@ def prepare_run(
         _report_plan(report, checked, plan, is_planned_again=before is not None)
         report.state("RUNNING", "update is RUNNING")
     _sample_offenders(checked, report)
+    report_warnings(checked, report)
     completion = Completion(checked, plan)
     state = RunState(
         checked.graph,

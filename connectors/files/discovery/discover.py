@@ -10,7 +10,6 @@ that commit, SQS messages are deleted after it.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +20,13 @@ from connectors.files.discovery.manifest import Manifest
 from connectors.files.discovery.settings import DiscoverySettings
 from connectors.files.discovery.settling import settled
 from connectors.files.ledger import Ledger
+from connectors.files.problems import log_warning
 from connectors.files.store import FileGone, FoundFile, FoundFiles, Store, everything
 from waxlake.stream.errors import UserError
 
 __all__ = ["LISTED", "Discovery"]
 
 LISTED: Final = "waxlake/ledger/listed"  # when the last full listing began, milliseconds since 1970
-_LOG: Final = logging.getLogger("waxlake.files")
 _MARKS_LAG: Final = 10_000
 
 
@@ -40,6 +39,7 @@ class Discovery:
         ledger: The ledger.
         channel: Notifications, or None.
         manifest: Manifests, or None.
+        warn: Takes what is strange and no failure, for people; each text comes once.
         clock_s: Seconds since 1970.
     """
 
@@ -51,10 +51,11 @@ class Discovery:
         *,
         channel: Channel | None = None,
         manifest: Manifest | None = None,
+        warn: Callable[[str], None] = log_warning,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._store, self._ledger = settings, store, ledger
-        self._channel, self._manifest, self._clock_s = channel, manifest, clock_s
+        self._channel, self._manifest, self._warn, self._clock_s = channel, manifest, warn, clock_s
         self._told: set[str] = set()
         self._waits = False
 
@@ -210,4 +211,4 @@ class Discovery:
         """Warn, once for each text."""
         if text not in self._told:
             self._told.add(text)
-            _LOG.warning("%s", text)
+            self._warn(text)

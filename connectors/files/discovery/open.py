@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from connectors.files.discovery.channel import Channel
 from connectors.files.discovery.discover import Discovery
 from connectors.files.discovery.manifest import Manifest
 from connectors.files.ledger import Ledger
 from connectors.files.local_store import LocalStore
+from connectors.files.problems import log_warning
 from connectors.files.remote_store import URI, RemoteStore
 from connectors.files.settings import FilesSettings
 from connectors.files.store import Store
@@ -19,12 +22,14 @@ def open_store(settings: FilesSettings) -> Store:
     return _store(settings, settings.path, settings.path_glob_filter, is_recursive=settings.recursive)
 
 
-def open_discovery(settings: FilesSettings, store: Store, ledger: Ledger) -> Discovery:
+def open_discovery(
+    settings: FilesSettings, store: Store, ledger: Ledger, warn: Callable[[str], None] = log_warning
+) -> Discovery:
     """Return what looks for new files as the settings say; touches nothing yet."""
     manifest = None
     if settings.manifest is not None:
         manifest = Manifest(_store(settings, settings.manifest, None, is_recursive=True))
-    return Discovery(settings, store, ledger, channel=_channel(settings), manifest=manifest)
+    return Discovery(settings, store, ledger, channel=_channel(settings), manifest=manifest, warn=warn)
 
 
 def _store(settings: FilesSettings, path: str, name_glob: str | None, *, is_recursive: bool) -> Store:
