@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from waxlake.pipeline.events import read_events
 from waxlake.pipeline.file_states import file_states
 from waxlake.pipeline.prepared import UpdateResult
 from waxlake.pipeline.resolve import load_graph
@@ -83,6 +84,10 @@ class FilesPipeline:
     def states(self, table: str = "t") -> list[dict[str, Any]]:
         """Return what became of each file of a table."""
         return file_states(load_graph(self.spec), table).to_pylist()
+
+    def warnings(self) -> list[str]:
+        """Return what the event log warns of."""
+        return [event.message for event in read_events(self.spec.events_location()) if event.level == "WARN"]
 
     def names(self, folder: str = "inbox") -> list[str]:
         """Return the names of the files that are in a folder, sorted."""

@@ -134,6 +134,7 @@ def test_al_14_what_cannot_be_removed_is_noted_and_tried_again(
     assert pipeline.names() == ["a.json"]
     assert _cleaned(pipeline) == {"a.json": "clean_failed", "b.json": "deleted"}
     assert "Permission denied" in pipeline.states()[0]["error"]
+    assert ["Permission denied" in text for text in pipeline.warnings()] == [True]
     pipeline.run()
     assert _cleaned(pipeline) == {"a.json": "deleted", "b.json": "deleted"}
     assert pipeline.names() == []

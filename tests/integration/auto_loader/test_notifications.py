@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from connectors.files.discovery.discover import LISTED
 from tests.integration.auto_loader.notified import Notified, send, told
+from tests.integration.auto_loader.pipelines import FilesPipeline
 from tests.integration.files_lab import Flow, ids, run
 from tests.services import ServiceMissing, kafka, missing, s3
 from tests.services.kafka import create_topic
@@ -165,6 +166,20 @@ def queued(tmp_path: Path, moto: MotoServer) -> Notified:
     with contextlib.closing(moto.client("sqs")) as client:
         url = client.create_queue(QueueName=bucket)["QueueUrl"]
     return Notified(tmp_path, moto, bucket, {"queue_url": url})
+
+
+def test_al_22_what_a_queue_cannot_tell_is_in_the_event_log(queued: Notified, tmp_path: Path) -> None:
+    pipeline = FilesPipeline(tmp_path / "pipeline")
+    options = {"storage_options": queued.storage_options, "use_notifications": True, **queued.options}
+    pipeline.define("t", source=f"s3://{queued.bucket}/in", **options)
+    queued.put("in/0.json", 0)
+    pipeline.run()
+    assert pipeline.warnings() == []
+    queued.put("in/1.json", 1)
+    _send_sqs(queued, ["no json", queued.event("in/1.json")])
+    pipeline.run()
+    assert pipeline.ids() == [0, 1]
+    assert ["no S3 events" in text for text in pipeline.warnings()] == [True]
 
 
 def _send_sqs(source: Notified, messages: list[str]) -> None:
