@@ -117,6 +117,9 @@ class Evolution:
             )
         elif self._settings.format in _OF_TEXT:
             wanted = self._with_text_types(rescued.slice(0, _MAX_ROWS), wanted)
+            nested = {field.name for field in wanted if field.name in names and pa.types.is_nested(field.type)}
+            if nested:  # what is inside has types of its own
+                wanted = merge_schemas(self._described(nested, owners, files), wanted)
         return wanted, owners[0] if owners else (files[0].path if files else "")
 
     def _may_grow(self, rescued: pa.Array) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from waxlake.pipeline.spec import load_spec
+from waxlake.stream.errors import SchemaGrown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -115,6 +116,13 @@ def test_the_apps_spec_is_a_spec(compose: dict[str, Any]) -> None:
     spec = load_spec(ROOT / "deploy/waxlake.yml", environ=compose["services"]["app"]["environment"])
     assert spec.mode == "continuous"
     assert spec.configuration["bootstrap_servers"] == "redpanda:9092"
+
+
+def test_the_app_is_started_again_when_it_asks_for_it_by_its_exit_code(compose: dict[str, Any]) -> None:
+    assert SchemaGrown.exit_code != 0
+    assert compose["services"]["app"]["restart"] == "on-failure"
+    deploy = (ROOT / "README.md").read_text().partition("## Deploy")[2].partition("\n## ")[0]
+    assert f"Code {SchemaGrown.exit_code}" in deploy
 
 
 def test_the_apps_bucket_is_the_one_that_is_made(compose: dict[str, Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +18,8 @@ import pytest
 from connectors.files.schema_history import SchemaHistory
 from tests.e2e.project import Project
 from tests.integration.auto_loader.lake import Lake
+from tests.integration.auto_loader.test_formats import avro, orc_bytes
+from tests.services.s3 import ObjectStore
 from waxlake.pipeline.file_states import schema_history
 from waxlake.pipeline.resolve import load_graph
 from waxlake.stream.delta_table import TableLocation
@@ -170,6 +174,60 @@ def test_al_34_new_columns_of_parquet_have_the_types_of_the_files(lake: Lake) ->
     assert lake.rows("orders", "id", "small") == [(1, None), (2, 1), (3, 2), (4, 3)]
     assert lake.rows("orders", "_rescued_data") == [None] * 4
     grows_in_one_commit(lake, "orders")
+
+
+def test_al_34_new_columns_of_avro_orc_and_xml(lake: Lake) -> None:
+    each = """
+@wl.table
+def {name}():
+    return wl.read_files("{{inbox}}", format={name!r}, path_glob_filter="*.{name}"{more})
+"""
+    lake.define(
+        "".join(each.format(name=n, more=m) for n, m in (("avro", ""), ("orc", ""), ("xml", ", row_tag='row'")))
+    )
+    before = {"type": "record", "name": "r", "fields": [{"name": "id", "type": "long"}]}
+    day = {"name": "day", "type": ["null", {"type": "int", "logicalType": "date"}]}
+    place = {"type": "record", "name": "place", "fields": [{"name": "lat", "type": "float"}]}
+    after = {**before, "fields": [*before["fields"], day, {"name": "place", "type": place}]}
+    lake.land("1.avro", avro([{"id": 1}], before))
+    lake.land("1.orc", orc_bytes(pa.table({"id": [1]})))
+    lake.land("1.xml", "<all><row><id>1</id></row></all>")
+    lake.run()
+    lake.land("2.avro", avro([{"id": 2, "day": date(2026, 5, 1), "place": {"lat": 0.5}}], after))
+    lake.land("2.orc", orc_bytes(pa.table({"id": [2], "small": pa.array([7], pa.int16()), "place": [{"lat": 0.5}]})))
+    lake.land("2.xml", "<all><row><id>2</id><place><lat>0.5</lat></place><day>2026-05-01</day></row></all>")
+    assert lake.run().tables == {"avro": 1, "orc": 1, "xml": 1}
+    wanted = {
+        "avro": {"day": "date32[day]", "place": "struct<lat: float>"},
+        "orc": {"small": "int16", "place": "struct<lat: double>"},
+        "xml": {"day": "date32[day]", "place": "struct<lat: double>"},
+    }
+    for table, added in wanted.items():
+        columns = lake.columns(table)
+        assert {name: columns[name] for name in added} == added
+        assert lake.rows(table, "id", "place") == [(1, None), (2, {"lat": 0.5})]
+        assert lake.rows(table, "_rescued_data") == [None, None]
+        grows_in_one_commit(lake, table)
+
+
+@pytest.mark.services
+def test_al_34_new_columns_on_s3(tmp_path: Path, s3_store: ObjectStore, bucket: str) -> None:
+    lake = Lake(tmp_path, f"s3://{bucket}/lake", s3_store.storage_options)
+    lake.define(f"""
+@wl.table
+def orders():
+    return wl.read_files("s3://{bucket}/in", format="json")
+""")
+    with contextlib.closing(s3_store.client("s3")) as client:
+        client.put_object(Bucket=bucket, Key="in/1.json", Body=b'{"id": 1}')
+        lake.run()
+        client.put_object(Bucket=bucket, Key="in/2.json", Body=b'{"id": 2, "more": {"x": 1.5}}')
+    assert lake.run().tables == {"orders": 1}
+    assert lake.rows("orders", "id", "more") == [(1, None), (2, {"x": 1.5})]
+    (said,) = [event.message for event in lake.events if event.event_type == "schema_evolution"]
+    assert f"s3://{bucket}/in/2.json" in said
+    versions = schema_history(load_graph(lake.spec()), "orders").to_pylist()
+    assert [row["added"] for row in versions] == ["id BIGINT", "more STRUCT<x: DOUBLE>"]
 
 
 def test_al_05_databricks_names_of_modes_are_taken_and_wrong_ones_named(lake: Lake) -> None:
