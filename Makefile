@@ -48,6 +48,7 @@ format: $(STAMP) ## rewrite the sources in the house format
 
 bench: $(STAMP) ## run every benchmark, one after the other
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; PYTHONPATH=$(CURDIR) $(BIN)/python "$$script"; done
+	@echo "== nexmark"; PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.nexmark
 
 up: ## start Redpanda, MinIO, PostgreSQL, MySQL and the app in containers
 	docker compose up --build --detach --wait

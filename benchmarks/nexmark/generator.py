@@ -3,11 +3,11 @@
     python -m benchmarks.nexmark.generator FOLDER [--events 1000000] [--rate 10000] [--format parquet|json] [--seed 1]
 
 Written from the public specification of Nexmark (proportions, ids, hot keys, prices, lengths of auctions), with numpy and Arrow.
-Of 50 events one is a person, three are auctions, 46 are bids. Half of the bids go to one of every hundred auctions, three quarters
-of the bids and auctions come from one of every hundred persons. Events arrive out of order within groups (``disorder``), so a row lies
-behind the latest one by at most ``disorder / rate`` seconds.
+Of 50 events one is a person, three are auctions, 46 are bids. Half of the bids go to one of every hundred auctions; three
+quarters of bids and auctions come from one of every hundred persons. Events arrive out of order within groups (``disorder``), so
+that a row lies behind the latest one by at most ``disorder / rate`` seconds.
 
-Each kind of event has a folder, each part of the stream a file in it. ``land`` moves parts in whole, for runs that go on.
+Each kind of event has a folder, each part of the stream a file in it. ``land`` lets parts appear one after the other.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import duckdb
 
 __all__ = ["SCHEMAS", "Generator", "ddl", "land"]
 
@@ -56,10 +59,21 @@ _LEAD: Final = 10  # ids ahead of those that were made, as if events had changed
 _CHANNELS: Final = 10_000
 _BEGIN_MS: Final = 1_436_918_400_000  # 2015-07-15
 _HOT_CHANNELS: Final = ("Google", "Facebook", "Baidu", "Apple")
-_STATES: Final = "AZ,CA,ID,OR,WA,WY".split(",")
-_CITIES: Final = "Phoenix,Los Angeles,San Francisco,Boise,Portland,Bend,Redmond,Seattle,Kent,Cheyenne".split(",")
-_FIRST_NAMES: Final = "Peter,Paul,Luke,John,Saul,Vicky,Kate,Julie,Sarah,Deiter,Walter".split(",")
-_LAST_NAMES: Final = "Shultz,Abrams,Spencer,White,Bartels,Walton,Smith,Jones,Noris".split(",")
+_STATES: Final = ["AZ", "CA", "ID", "OR", "WA", "WY"]
+_CITIES: Final = [
+    "Phoenix",
+    "Los Angeles",
+    "San Francisco",
+    "Boise",
+    "Portland",
+    "Bend",
+    "Redmond",
+    "Seattle",
+    "Kent",
+    "Cheyenne",
+]
+_FIRST_NAMES: Final = ["Peter", "Paul", "Luke", "John", "Saul", "Vicky", "Kate", "Julie", "Sarah", "Deiter", "Walter"]
+_LAST_NAMES: Final = ["Shultz", "Abrams", "Spencer", "White", "Bartels", "Walton", "Smith", "Jones", "Noris"]
 
 
 def ddl(kind: str) -> str:
@@ -97,13 +111,17 @@ class Generator:
             folder: Where to.
             form: ``parquet`` or ``json``.
         """
+        import duckdb
+
         keys = np.arange(_CHANNELS)
         side = pa.table([pa.array(keys), pa.array(keys).cast(pa.string())], schema=SCHEMAS["side_input"])
-        _write(side, folder / "side_input" / f"00000.{form}")
-        return [
-            [_write(table, folder / kind / f"{number:05d}.{form}") for kind, table in tables.items()]
-            for number, tables in enumerate(self.parts())
-        ]
+        with duckdb.connect() as session:
+            session.execute("SET TimeZone = 'UTC'")
+            _write(session, side, folder / "side_input" / f"00000.{form}")
+            return [
+                [_write(session, table, folder / kind / f"{number:05d}.{form}") for kind, table in tables.items()]
+                for number, tables in enumerate(self.parts())
+            ]
 
     def _part(self, first: int, count: int) -> Mapping[str, pa.Table]:
         random = np.random.default_rng([self.seed, first])
@@ -181,13 +199,11 @@ class Generator:
 
 
 def land(files: Sequence[Path], source: Path, folder: Path) -> None:
-    """Let files of a part appear in another folder, each whole and old enough to be read at once."""
-    settled = time.time() - 60
+    """Let files of a part appear in another folder too, each whole at once and as old as it is."""
     for file in files:
         target = folder / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.utime(file, (settled, settled))
-        file.rename(target)
+        os.link(file, target)
 
 
 @functools.cache
@@ -252,14 +268,10 @@ def _table(kind: str, columns: Sequence[Any]) -> pa.Table:
     return pa.table([column if isinstance(column, pa.Array) else pa.array(column) for column in columns], SCHEMAS[kind])
 
 
-def _write(table: pa.Table, file: Path) -> Path:
-    import duckdb
-
+def _write(session: duckdb.DuckDBPyConnection, table: pa.Table, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with duckdb.connect() as session:
-        session.execute("SET TimeZone = 'UTC'")
-        session.register("part", table)
-        session.execute(f"COPY part TO '{file}' (FORMAT {file.suffix[1:]})")
+    session.register("part", table)
+    session.execute(f"COPY part TO '{file}' (FORMAT {file.suffix[1:]})")
     settled = time.time() - 60
     os.utime(file, (settled, settled))
     return file

@@ -1,7 +1,7 @@
 """The queries, what each reads and in which form it is told, and the same query in plain DuckDB over all events at once.
 
-``pipelines/`` holds the definitions and ``reference/`` the plain queries, by table. Windows that are open at the end have no row yet,
-so a reference leaves them out: it may ask the view ``marks`` where the watermark of each kind of event is.
+``pipelines/`` holds the definitions and ``reference/`` the plain queries, by table. Windows that are open at the end have no row
+yet, so a reference leaves them out: it may ask the view ``marks`` where the watermark of each kind of event is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 import duckdb
 
-from benchmarks.nexmark.generator import SCHEMAS
+from benchmarks.nexmark.generator import SCHEMAS, ddl
 
 __all__ = ["QUERIES", "Query", "difference", "open_events"]
 
@@ -78,11 +78,13 @@ def open_events(data: Path, form: str) -> duckdb.DuckDBPyConnection:
     """Return a session with each kind of event as a view, and ``marks``."""
     session = duckdb.connect()
     session.execute("SET TimeZone = 'UTC'")
-    for kind, schema in SCHEMAS.items():
-        columns = ", ".join(f'"{f.name}"' + ("::TIMESTAMPTZ" if str(f.type).startswith("timestamp") else "") + f' AS "{f.name}"'
-                            for f in schema)  # fmt: skip
+    for kind in SCHEMAS:
+        typed = [column.split() for column in ddl(kind).replace("TIMESTAMP", "TIMESTAMPTZ").split(", ")]
+        columns = ", ".join(f'CAST("{name}" AS {type_}) AS "{name}"' for name, type_ in typed)
         session.execute(f"CREATE TABLE {kind} AS SELECT {columns} FROM read_{form}('{data}/{kind}/*.{form}')")
-    marks = ", ".join(f'(SELECT max("dateTime") - {DELAY} FROM {kind}) AS {kind}' for kind in ("person", "auction", "bid"))
+    marks = ", ".join(
+        f'(SELECT max("dateTime") - {DELAY} FROM {kind}) AS {kind}' for kind in ("person", "auction", "bid")
+    )
     session.execute(f"CREATE VIEW marks AS SELECT {marks}")
     return session
 
@@ -102,8 +104,10 @@ def difference(session: duckdb.DuckDBPyConnection, query: str, lake: Path) -> tu
         session.execute(f"CREATE OR REPLACE TEMP TABLE expected AS {(HERE / 'reference' / f'{table}.sql').read_text()}")
         columns = ", ".join(f'"{row[0]}"' for row in session.sql("DESCRIBE expected").fetchall())
         found = f"SELECT {columns} FROM {table}"
-        for minus, plus in ((found, f"SELECT {columns} FROM expected"), (f"SELECT {columns} FROM expected", found)):
-            ((count,),) = session.sql(f"SELECT count(*) FROM ({plus} EXCEPT ALL {minus})").fetchall()
-            missing, extra = (missing + count, extra) if plus is not found else (missing, extra + count)
-        ((rows,),) = session.sql(f"SELECT count(*) FROM {table}").fetchall()
+        wanted = f"SELECT {columns} FROM expected"
+        ((rows, lacking, surplus),) = session.sql(
+            f"SELECT (SELECT count(*) FROM {table}), (SELECT count(*) FROM ({wanted} EXCEPT ALL {found})), "
+            f"(SELECT count(*) FROM ({found} EXCEPT ALL {wanted}))"
+        ).fetchall()
+        missing, extra = missing + lacking, extra + surplus
     return rows, missing, extra

@@ -14,7 +14,11 @@ _LEVELS: Final = {"rank1": "price < 10000", "rank2": "price >= 10000 AND price <
 #: Aggregates of queries 15 and 16.
 RANKED: Final = {
     f"{level}_{name}": sql + (f" FILTER ({condition})" if condition else "")
-    for name, sql in (("bids", "count(*)"), ("bidders", "count(DISTINCT bidder)"), ("auctions", "count(DISTINCT auction)"))
+    for name, sql in (
+        ("bids", "count(*)"),
+        ("bidders", "count(DISTINCT bidder)"),
+        ("auctions", "count(DISTINCT auction)"),
+    )
     for level, condition in {"total": "", **_LEVELS}.items()
 }
 

@@ -1,4 +1,4 @@
-"""Bids of a person in ten seconds of processing time. That time is written down with each bid, once, so the windows can be told again."""
+"""Bids of a person in ten seconds of processing time, which is written down with each bid, once: windows can be told again."""
 
 import waxlake as wl
 from benchmarks.nexmark.streams import bids

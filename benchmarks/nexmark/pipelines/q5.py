@@ -6,7 +6,9 @@ from benchmarks.nexmark.streams import bids
 
 @wl.table
 def q5_counts() -> wl.Stream:
-    return bids().group_by("auction", window=wl.sliding("dateTime", "10 seconds", every="2 seconds")).agg(num="count(*)")
+    return (
+        bids().group_by("auction", window=wl.sliding("dateTime", "10 seconds", every="2 seconds")).agg(num="count(*)")
+    )
 
 
 @wl.materialized_view(refresh_policy="incremental")

@@ -19,7 +19,9 @@ def q8_sellers() -> wl.Stream:
 @wl.table
 def q8() -> wl.Stream:
     came = wl.read_stream("q8_people").with_watermark("window_start", "0 seconds", idle="1 day")
-    sold = wl.read_stream("q8_sellers").select("seller AS id", "window_start").with_watermark(
-        "window_start", "0 seconds", idle="1 day"
+    sold = (
+        wl.read_stream("q8_sellers")
+        .select("seller AS id", "window_start")
+        .with_watermark("window_start", "0 seconds", idle="1 day")
     )
     return came.join(sold, on=["id", "window_start"], within="0 seconds")
