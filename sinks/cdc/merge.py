@@ -327,8 +327,13 @@ def _placed(rows: pa.Table, number: int, positions: pa.Array) -> pa.Table:
 
 
 def _lowest(sequences: pa.Table, session: duckdb.DuckDBPyConnection) -> object:
+    """Return the earliest sequence; None if there is none, or if it is a time that Python does not have."""
     session.register("sequences", sequences)
-    return session.sql(f"SELECT min({SEQUENCE}) AS low FROM sequences").to_arrow_table().column("low")[0].as_py()
+    low = session.sql(f"SELECT min({SEQUENCE}) AS low FROM sequences").to_arrow_table().column("low")[0]
+    try:
+        return low.as_py()
+    except OverflowError:
+        return None
 
 
 def _ended_before(file: StoredFile, sequence: object) -> bool:

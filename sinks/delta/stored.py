@@ -41,7 +41,10 @@ def may_hold(file: StoredFile, keys: Sequence[str], values: Sequence[pa.Array]) 
             first = _first_at_least(wanted, low)
             if first == len(wanted) or wanted[first].as_py() > high:
                 return False
-        except TypeError:  # bounds of a type that Python does not compare with the column's
+        except (
+            TypeError,
+            OverflowError,
+        ):  # of a type that Python does not compare with the column's, or a time it lacks
             continue
     return True
 

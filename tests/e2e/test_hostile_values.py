@@ -120,3 +120,24 @@ def some():
     )
     with pytest.raises(DefinitionError, match="clustered by an unknown column 'nothing'"):
         wl.testing.run(file, {"kafka:t": []})
+
+
+def test_changes_at_times_beyond_python_are_merged(tmp_path: Path) -> None:
+    file = define(
+        tmp_path,
+        """
+@wl.temporary_view
+def changes():
+    return wl.read_kafka("t", "b:1", schema="id TIMESTAMP, v INT, seq TIMESTAMP")
+
+for n in (1, 2):
+    wl.create_streaming_table(f"type_{n}")
+    wl.create_auto_cdc_flow(f"type_{n}", "changes", ["id"], "seq", stored_as_scd_type=n, name=f"flow_{n}")
+""",
+    )
+    early, late = "0000-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
+    pipeline = wl.testing.Pipeline(file)
+    pipeline.run({"kafka:t": [{"id": early, "v": 1, "seq": early}, {"id": late, "v": 2, "seq": early}]})
+    result = pipeline.run({"kafka:t": [{"id": early, "v": 3, "seq": late}, {"id": late, "v": 0, "seq": early}]})
+    assert sorted(result["type_1"].column("v").to_pylist()) == [2, 3]
+    assert sorted(result["type_2"].column("v").to_pylist()) == [1, 2, 3]
