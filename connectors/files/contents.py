@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from connectors.files.formats import Format, Raw, RowsOfFiles, are_compressed, decompressed, is_compressed
 from connectors.files.numbered import NumberedFile, NumberedFiles
-from connectors.files.pieces import Piece, PieceQueue, Run
+from connectors.files.piece_queue import PieceQueue
+from connectors.files.pieces import Piece, Run
 from connectors.files.problems import FileProblem, unreadable
 from connectors.files.queue import FileQueue
 from connectors.files.settings import FilesSettings

@@ -28,29 +28,14 @@ from connectors.files.ledger_compaction import (
     small_files,
     vacuum,
 )
+from connectors.files.ledger_rows import LEDGER_SCHEMA, found_files, ledger_rows
 from connectors.files.numbered import NumberedFile, NumberedFiles
-from waxlake.stream.clock import utc_now
 from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.errors import TerminalError, TransientError
 from waxlake.stream.failpoints import failpoint
 
 __all__ = ["LEDGER_SCHEMA", "Ledger", "NumberedFile"]
 
-LEDGER_SCHEMA = pa.schema(
-    [
-        pa.field(
-            "number", pa.int64(), metadata={"comment": "Order in which files are read; the major part of a position"}
-        ),
-        pa.field("path", pa.string(), metadata={"comment": "Absolute path or URI"}),
-        pa.field("size_bytes", pa.int64(), metadata={"comment": "Size when it was found"}),
-        pa.field(
-            "modified_at", pa.timestamp("us", tz="UTC"), metadata={"comment": "Modification time when it was found"}
-        ),
-        pa.field("etag", pa.string(), metadata={"comment": "Content tag of an object store, or NULL"}),
-        pa.field("discovered_at", pa.timestamp("us", tz="UTC"), metadata={"comment": "When it was found"}),
-        pa.field("edition", pa.int32(), metadata={"comment": "0; more for a file that changed before anyone read it"}),
-    ]
-)
 _NEXT = "waxlake/ledger"
 _BEGIN = "waxlake/ledger/begin"
 _LOW = "waxlake/ledger/low"
@@ -173,7 +158,7 @@ class Ledger:
         with delta_errors(f"read the file ledger '{self._location.label}'"):
             for batch in self._dataset(names).to_batches(columns=columns, batch_readahead=2, fragment_readahead=2):
                 paths = batch.column("path").to_pylist()
-                self._known.add(_found(batch).versions() if self._tracks_versions else paths)
+                self._known.add(found_files(batch).versions() if self._tracks_versions else paths)
                 if self._last is not None:
                     self._last = sorted({*self._last, *paths})[-_RESUME_OVERLAP:]
 
@@ -224,7 +209,7 @@ class Ledger:
             versions[_NEXT] = first + len(new)
             if begin is None:
                 versions[_BEGIN] = 0 if include_existing else first + len(new)
-            if self._commit(_rows(new, first), versions, attempt):
+            if self._commit(ledger_rows(new, first), versions, attempt):
                 return len(new)
         raise self._contention()
 
@@ -258,7 +243,7 @@ class Ledger:
                 )
             edition = NumberedFile(file.number, now, current.edition + 1, is_again=file.is_again)
             if self._commit(
-                _rows(FoundFiles.of([now]), file.number, edition.edition), {_NEXT: self.next_number}, attempt
+                ledger_rows(FoundFiles.of([now]), file.number, edition.edition), {_NEXT: self.next_number}, attempt
             ):
                 return edition
         raise self._contention()
@@ -288,7 +273,7 @@ class Ledger:
             )
         rows = rows if is_latest.all() else rows.filter(pa.array(is_latest))
         editions = pc.fill_null(rows.column("edition"), 0).to_numpy().astype(np.int64)
-        return NumberedFiles(first, _found(rows), editions)
+        return NumberedFiles(first, found_files(rows), editions)
 
     def rows(self) -> pa.Table:
         """Return what is known of every file, in the order of their numbers; of a file that changed, its last edition last."""
@@ -452,29 +437,3 @@ class Ledger:
         return pa_dataset.dataset(
             list(names), schema=LEDGER_SCHEMA, filesystem=self._location.filesystem(), format="parquet"
         )
-
-
-def _found(rows: pa.Table | pa.RecordBatch) -> FoundFiles:
-    """Return the files that rows of the ledger tell of."""
-    etags = rows.column("etag")
-    has_tags = etags.null_count < len(etags)
-    return FoundFiles(
-        rows.column("path").to_pylist(),
-        rows.column("modified_at").cast(pa.int64()).to_numpy(),
-        rows.column("size_bytes").to_numpy(),
-        pc.fill_null(etags, "").to_pylist() if has_tags else None,
-    )
-
-
-def _rows(files: FoundFiles, first: int, edition: int = 0) -> pa.Table:
-    count, etags = len(files), files.etags
-    columns = {
-        "number": pa.array(np.arange(first, first + count, dtype=np.int64)),
-        "path": pa.array(files.paths, pa.string()),
-        "size_bytes": pa.array(files.size_bytes),
-        "modified_at": pa.array(files.modified_us).cast(LEDGER_SCHEMA.field("modified_at").type),
-        "etag": pa.nulls(count, pa.string()) if etags is None else pa.array([e or None for e in etags], pa.string()),
-        "discovered_at": pa.repeat(pa.scalar(utc_now(), LEDGER_SCHEMA.field("discovered_at").type), count),
-        "edition": pa.repeat(pa.scalar(edition, pa.int32()), count),
-    }
-    return pa.table(columns, schema=LEDGER_SCHEMA)

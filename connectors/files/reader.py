@@ -21,7 +21,8 @@ from connectors.files.formats import Format
 from connectors.files.history import FileHistory
 from connectors.files.ledger import Ledger
 from connectors.files.numbered import NumberedFile, NumberedFiles
-from connectors.files.pieces import Bounds, FewerRows, FileRows, Piece, PieceQueue
+from connectors.files.piece_queue import FewerRows, PieceQueue
+from connectors.files.pieces import Bounds, FileRows, Piece
 from connectors.files.problems import FileProblem, changed, never_settles
 from connectors.files.provenance import Provenance
 from connectors.files.queue import FileQueue
