@@ -141,3 +141,21 @@ for n in (1, 2):
     result = pipeline.run({"kafka:t": [{"id": early, "v": 3, "seq": late}, {"id": late, "v": 0, "seq": early}]})
     assert sorted(result["type_1"].column("v").to_pylist()) == [2, 3]
     assert sorted(result["type_2"].column("v").to_pylist()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("options", ["", "(partition_cols=['k'])"])
+def test_keys_that_are_no_numbers_are_unique_across_batches(options: str, tmp_path: Path) -> None:
+    file = define(
+        tmp_path,
+        f"""
+@wl.table{options}
+@wl.expect_or_quarantine("once", wl.unique("k"))
+def keyed():
+    return wl.read_kafka("t", "b:1", schema="k DOUBLE, v INT").with_columns(k="CASE WHEN k = 1 THEN 'nan'::DOUBLE ELSE k END")
+""",
+    )
+    pipeline = wl.testing.Pipeline(file)
+    pipeline.run({"kafka:t": [{"k": 1.0, "v": 1}, {"k": 0.0, "v": 2}]})
+    result = pipeline.run({"kafka:t": [{"k": 1.0, "v": 3}, {"k": -0.0, "v": 4}]})
+    assert sorted(result["keyed"].column("v").to_pylist()) == [1, 2]
+    assert sorted(result.quarantine("keyed").column("v").to_pylist()) == [3, 4]
