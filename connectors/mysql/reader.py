@@ -133,6 +133,7 @@ class MySQLReader:
         self._moved_at_s = time.monotonic()
         self._partial: set[str] = set()
         self._is_begun = False
+        self._looked_up: tuple[int, str] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -185,6 +186,8 @@ class MySQLReader:
         if self._log is not None and self._log.last is not None:
             return str(self._log.last)
         reached = max(self._positions.values(), default=0)
+        if self._looked_up is not None and self._looked_up[0] == reached:  # each chunk asks; the file may be large
+            return self._looked_up[1]
         log = self._transactions(RowPosition(RowPosition.unpack(reached).major, 4).pack(), {})
         dump = self._client.dump(self._server, log.position)
         try:
@@ -195,7 +198,8 @@ class MySQLReader:
                     log.feed(event)
         finally:
             dump.close()
-        return str(log.last or "")
+        self._looked_up = reached, str(log.last or "")
+        return self._looked_up[1]
 
     def _transactions(self, start: int, wanted: Mapping[str, int], gtids: GtidSet | None = None) -> Transactions:
         return Transactions(
