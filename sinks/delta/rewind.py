@@ -21,16 +21,15 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from sinks.delta.log_state import LogState, read_state
 from sinks.delta.protocol import METADATA_KEY
-from sinks.delta.swap import refresh_app_id, require_fence
+from sinks.delta.swap import commit_once, refresh_app_id
 from waxlake.stream.delta_table import FORGOTTEN, REBUILT_APP_ID, TableLocation, delta_errors
-from waxlake.stream.errors import TerminalError, TransientError
+from waxlake.stream.errors import TerminalError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import FENCE_APP_ID
 
 __all__ = ["kept_rows", "require_files", "rewind_table"]
 
 _KEPT: Final = ("fence", "owner", "quarantine", "primary", "refresh", "vacuumed", "rebuilt", "replayed")
-_ATTEMPTS: Final = 30
 
 
 def rewind_table(
@@ -62,24 +61,15 @@ def rewind_table(
 
     Guarantee: the table as it is or as it was, never a mixture, and the positions that belong to it.
     """
-    for attempt in range(_ATTEMPTS):
-        handle = location.open()
-        done = handle.transaction_version(refresh_app_id(key))
-        if done is not None:
-            return int(done)
-        require_fence(handle, f"rewind table '{location.label}'", run_number, "Rewind when it has ended")
+
+    def put_back(handle: DeltaTable, new: int) -> bool:
         now, then = read_state(location, handle.version()), read_state(location, version)
-        new = handle.version() + 1
         versions = {**_versions(now, then), **positions}
         versions |= {FENCE_APP_ID: run_number, refresh_app_id(key): new, REBUILT_APP_ID: new}
-        if _committed(handle, location, now, then, versions, facts):
-            return new
-        time.sleep(min(0.01 * 2**attempt, 0.5))
-    raise TransientError(
-        f"cannot rewind table '{location.label}' after {_ATTEMPTS} attempts",
-        code="COMMIT_CONTENTION",
-        remedy="Other writers change this table all the time; give it one writer",
-    )
+        return _committed(handle, location, now, then, versions, facts)
+
+    remedy = "Rewind when it has ended"
+    return commit_once(location, put_back, doing="rewind", key=key, run_number=run_number, remedy=remedy)
 
 
 def require_files(location: TableLocation, now: LogState, then: LogState) -> None:

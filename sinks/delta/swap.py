@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -24,7 +24,7 @@ from waxlake.stream.delta_table import REBUILT_APP_ID, TableLocation, delta_erro
 from waxlake.stream.errors import CommitConflict, TerminalError, TransientError
 from waxlake.stream.failpoints import failpoint
 
-__all__ = ["positions_of", "refresh_app_id", "require_fence", "swap_in"]
+__all__ = ["commit_once", "positions_of", "refresh_app_id", "swap_in"]
 
 _ATTEMPTS: Final = 30
 
@@ -65,27 +65,59 @@ def swap_in(
     folder = shadow.uri[len(table.uri) :].strip("/")
     new = shadow.open()
     adds = [_moved(add, folder) for add in _live_files(shadow, new)]
+
+    def replace(handle: DeltaTable, version: int) -> bool:
+        versions = {**positions, FENCE_APP_ID: run_number, refresh_app_id(refresh): version, REBUILT_APP_ID: version}
+        return _replaced(handle, table, new, adds, versions, facts)
+
+    remedy = "Run the full refresh again when it has ended"
+    return commit_once(table, replace, doing="replace", key=refresh, run_number=run_number, remedy=remedy)
+
+
+def commit_once(
+    table: TableLocation,
+    commit: Callable[[DeltaTable, int], bool],
+    *,
+    doing: str,
+    key: str,
+    run_number: int,
+    remedy: str,
+) -> int:
+    """Commit what replaces the content of a table, unless that was done.
+
+    Args:
+        table: The table.
+        commit: Commits to a snapshot the version given; returns False if somebody else was first.
+        doing: What it does, as ``replace``.
+        key: Identity of what is done, under which the table remembers it.
+        run_number: Fence of this run.
+        remedy: What to do once a newer run has ended.
+
+    Returns:
+        Table version of the commit.
+
+    Raises:
+        CommitConflict: A newer run writes the table. Not retryable.
+        TransientError: Others write the table all the time. Retryable.
+    """
     for attempt in range(_ATTEMPTS):
         handle = table.open()
-        done = handle.transaction_version(refresh_app_id(refresh))
+        done = handle.transaction_version(refresh_app_id(key))
         if done is not None:
             return int(done)
-        require_fence(
-            handle, f"replace table '{table.label}'", run_number, "Run the full refresh again when it has ended"
-        )
+        _require_fence(handle, f"{doing} table '{table.label}'", run_number, remedy)
         version = handle.version() + 1
-        versions = {**positions, FENCE_APP_ID: run_number, refresh_app_id(refresh): version, REBUILT_APP_ID: version}
-        if _replaced(handle, table, new, adds, versions, facts):
+        if commit(handle, version):
             return version
         time.sleep(min(0.01 * 2**attempt, 0.5))
     raise TransientError(
-        f"cannot replace table '{table.label}' after {_ATTEMPTS} attempts",
+        f"cannot {doing} table '{table.label}' after {_ATTEMPTS} attempts",
         code="COMMIT_CONTENTION",
         remedy="Other writers change this table all the time; give it one writer",
     )
 
 
-def require_fence(handle: DeltaTable, doing: str, run_number: int, remedy: str) -> None:
+def _require_fence(handle: DeltaTable, doing: str, run_number: int, remedy: str) -> None:
     """Stop if a newer run than ours writes a table.
 
     Args:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 
 from tests.e2e.project import Project
@@ -65,7 +68,7 @@ def history():
     assert project.rows("copy", "id", "name") == [(1, "x"), (3, "z"), (4, "x")]
 
 
-def test_p27_tables_elsewhere_and_options_in_sql(project: Project) -> None:
+def test_p27_p95_tables_elsewhere_options_in_sql_and_rows_deleted_for_good(project: Project) -> None:
     place = project.folder / "elsewhere"
     for number in range(3):
         write_deltalake(place, pa.table({"n": [number]}), mode="append")
@@ -91,6 +94,9 @@ def test_p27_tables_elsewhere_and_options_in_sql(project: Project) -> None:
         "SOURCE_NOT_APPEND_ONLY", "DELETE of", "skip_change_commits=True", "read_change_feed"
     )
     assert project.rows("again", "n") == [1, 2, 7, 9]
+    project.handle("live").vacuum(0, dry_run=False, enforce_retention_duration=False)
+    left = [pq.ParquetFile(path).read(["n"])["n"].to_pylist() for path in Path(project.path("live")).glob("*.parquet")]
+    assert sorted(itertools.chain(*left)) == [2, 7, 9]  # nothing of what was deleted lies in the table's folder
     project.write("flows/more.sql", "CREATE STREAMING TABLE t AS SELECT n FROM STREAM(live) WITH (SKIPCHANGECOMITS);")
     error = project.waxlake("dry-run").err
     assert "more.sql:1:" in error

@@ -152,6 +152,26 @@ def test_w16_p62_p65_p67_only_what_may_pass_is_tried_again_and_the_rest_is_refre
         Selection(is_failed=True, refresh=("good",))
 
 
+@pytest.mark.timeout(400)
+def test_w16_p65_what_may_pass_is_tried_again_by_several_processes_and_while_it_is_planned(shop: Project) -> None:
+    shop.define(DEFINITIONS[: DEFINITIONS.index("@wl.table\ndef bad")])
+    (shop.folder / "transient").write_text("1")
+    done = shop.waxlake("run", "--processes", "2", timeout_s=240)
+    assert done.code == 0, done
+    assert "LOOKUP_AWAY" in done.err
+    assert count(shop, "transient") == 3
+    for name in ("good", "shaky", "after_shaky"):
+        assert shop.rows(name, "id") == [1, 2]
+
+    shop.spec(retries=1, retry_wait="50ms", mode="continuous")
+    shop.define("@wl.table\ndef away():\n"
+                "    return wl.read_kafka('t', '127.0.0.1:1', schema='n BIGINT', request_timeout_s=1)\n")  # fmt: skip
+    heard = run(shop)
+    assert heard.error.code == "KAFKA_UNREACHABLE"  # type: ignore[attr-defined]
+    states = [e.details["update_progress"]["state"] for e in heard.events if e.event_type == "update_progress"]
+    assert (states.count("RESETTING"), states.count("FAILED")) == (1, 1)
+
+
 def test_p104_w17_event_hooks_hear_everything_and_can_stop_nothing(
     shop: Project, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -121,7 +121,7 @@ def test_p27_versions_that_change_rows_stop_it_or_are_left_out(place: Path) -> N
 
 @pytest.mark.parametrize("has_feed", [False, True], ids=["file-difference", "change-data-files"])
 @pytest.mark.parametrize("keys", [(), ("n",)], ids=["no-keys", "keys"])
-def test_p27_a_change_feed_is_the_table_and_then_its_changes(
+def test_p27_p96_a_change_feed_is_the_table_and_then_its_changes(
     place: Path, has_feed: bool, keys: tuple[str, ...]
 ) -> None:
     configuration = {"delta.enableChangeDataFeed": "true"} if has_feed else None

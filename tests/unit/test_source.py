@@ -149,6 +149,30 @@ def test_the_end_of_an_epoch_gives_everything_back() -> None:
     assert [b.table.num_rows for b in reading.next_batch()] == [3]
 
 
+def test_with_lanes_a_source_ends_when_all_it_emitted_was_taken_whatever_an_epoch_says() -> None:
+    defects: list[Exception] = []
+
+    def is_held() -> bool:
+        if defects:
+            raise defects[0]
+        return False
+
+    reading = partition(ListReader(), ReadControl(has_lanes=True, is_held=is_held))
+    emitted = [b for _ in range(20) for b in reading.next_batch()]
+    assert emitted[-1].is_last
+    reading.snapshot()
+    assert reading.next_batch() == []
+    for batch in emitted[:-1]:
+        ByteBudget.give_back(batch.budget, batch.cost_bytes)
+    assert reading.next_batch() == []
+    defects.append(RuntimeError("a lane broke"))
+    with pytest.raises(RuntimeError, match="a lane broke"):
+        reading.next_batch()
+    ByteBudget.give_back(emitted[-1].budget, emitted[-1].cost_bytes)
+    with pytest.raises(StopIteration):
+        reading.next_batch()
+
+
 def test_a_closed_gate_reads_nothing_and_opens_nothing() -> None:
     answers = ["wait", "wait", "go"]
     control = ReadControl(gate=lambda: answers.pop(0) if len(answers) > 1 else answers[0])

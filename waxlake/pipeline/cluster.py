@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
+from waxlake.pipeline.retry import back_off_s
 from waxlake.pipeline.signals import draining_on_signals
 from waxlake.stream.errors import InternalError, SchemaGrown, TerminalError, WaxlakeError
 
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
     from waxlake.pipeline.run import RunOptions
     from waxlake.pipeline.spec import Spec
 
-__all__ = ["Cluster", "cluster_from_arguments", "run_processes"]
+__all__ = ["RETRY_EXIT_CODE", "Cluster", "cluster_from_arguments", "run_processes"]
 
 _PROGRAM = "waxlake.pipeline.deploy:flow"
+
+RETRY_EXIT_CODE: Final = 76
+"""How a process ends that failed for a reason that may pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +177,8 @@ def run_processes(spec: Spec, options: RunOptions, lease: UpdateLease) -> Update
     """Run one update in several processes of this machine, and wait for all of them.
 
     SIGTERM and SIGINT are handed on to them; when one dies, the others are ended. When it ended because a source has new
-    columns, all are started again. The lease is this process's: they run under it.
+    columns, all are started again; for a reason that may pass, as often as the spec says. The lease is this process's: they run
+    under it.
 
     Raises:
         TerminalError: A process failed. What was committed stays; a later run goes on from there.
@@ -183,11 +188,17 @@ def run_processes(spec: Spec, options: RunOptions, lease: UpdateLease) -> Update
     started_s = time.monotonic()
     mode, processes = options.mode or spec.mode, options.processes
     is_draining = threading.Event()
-    codes = [SchemaGrown.exit_code]
-    while SchemaGrown.exit_code in codes and not is_draining.is_set():
+    codes, attempt = [SchemaGrown.exit_code], 0
+    while not is_draining.is_set():
         codes = _run_children(spec, options, is_draining, lease)
+        if RETRY_EXIT_CODE in codes and attempt < spec.retries:
+            with draining_on_signals(is_draining.set):
+                is_draining.wait(back_off_s(spec, attempt))
+            attempt += 1
+        elif SchemaGrown.exit_code not in codes:
+            break
     bad = [(i, code) for i, code in enumerate(codes) if code != 0]
-    if bad and not (is_draining.is_set() and SchemaGrown.exit_code in codes):
+    if bad and not (is_draining.is_set() and {SchemaGrown.exit_code, RETRY_EXIT_CODE}.intersection(codes)):
         raise TerminalError(
             f"pipeline '{spec.name}' failed in {len(bad)} of {processes} processes",
             code="PROCESS_FAILED",

@@ -6,7 +6,7 @@
 ``takeover`` or ``refuse``. ``WAXLAKE_PROGRESS`` (``lines`` or ``json``) reports on stdout, and ``WAXLAKE_METRICS_PORT`` serves
 Prometheus metrics.
 Bytewax itself runs the dataflow, so an error ends the process with a traceback and a non-zero exit code.
-Exit code 75 means: a source has new columns, they are stored, start again.
+Exit code 75 means: a source has new columns, they are stored, start again; 76: it failed for a reason that may pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 from bytewax.dataflow import Dataflow
 
-from waxlake.stream.errors import UsageError
+from waxlake.stream.errors import SchemaGrown, UsageError, WaxlakeError
 
 if TYPE_CHECKING:
     from waxlake.pipeline.lease import OnRunning, UpdateLease
@@ -60,6 +60,7 @@ def flow() -> Dataflow:
     notifier = Notifier(spec)
     if cluster.process_id == 0:
         atexit.register(notifier.close)
+    sys.excepthook = _exit_hook(None)
     try:
         run = prepare_run(
             spec,
@@ -95,22 +96,27 @@ def _lease(spec: Spec, environ: Mapping[str, str], stopping: threading.Event) ->
     return UpdateLease(spec, LeaseTerms(on_running=cast("OnRunning", wanted)), stopping)
 
 
-def _exit_hook(run: PreparedRun) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
-    """Return what ends the process at an error: new columns are said in a line and by the exit code."""
+def _exit_hook(run: PreparedRun | None) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
+    """Return what ends the process at an error: new columns, and what may pass, are said in a line and by the exit code."""
 
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        from waxlake.pipeline.cluster import RETRY_EXIT_CODE
         from waxlake.pipeline.prepared import report_growth
 
         sys.last_value = error
-        if not run.state.growth:
+        if run is not None and run.state.growth:
+            report_growth(run.report, run.state.growth)
+            cause: BaseException | None = run.state.growth[0]
+            code = SchemaGrown.exit_code
+        elif (cause := _passing(run, error)) is not None:
+            code = RETRY_EXIT_CODE
+        else:
             sys.__excepthook__(kind, error, trace)
             return
-        report_growth(run.report, run.state.growth)
-        cause = run.state.growth[0]
         atexit._run_exitfuncs()
         sys.stderr.write(f"{cause}\n")
         sys.stderr.flush()
-        os._exit(cause.exit_code)
+        os._exit(code)
 
     return end
 
@@ -122,6 +128,14 @@ def _silence_engine() -> None:
     os.dup2(nowhere, 1)
     os.close(nowhere)
     sys.stdout = open(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)  # noqa: SIM115
+
+
+def _passing(run: PreparedRun | None, error: BaseException | None) -> WaxlakeError | None:
+    """Return what failed if all of that may pass; Bytewax wraps what was raised, or tells of a panic in its place."""
+    while error is not None and not isinstance(error, WaxlakeError):
+        error = error.__cause__
+    failures = [*(run.state.failures.values() if run is not None else ()), *([] if error is None else [error])]
+    return failures[0] if failures and all(failure.is_retryable for failure in failures) else None
 
 
 def _listeners(environ: Mapping[str, str]) -> list[Listener]:

@@ -120,9 +120,12 @@ class _Reporter:
             )
         )
 
-    def planning_failed(self, error: WaxlakeError) -> None:
+    def planning_failed(self, error: WaxlakeError, *, is_tried_again: bool) -> None:
         """Report an update that never ran, unless nobody has heard of it."""
-        if self._held is None:
+        if self._held is None and is_tried_again:
+            details = {"update_progress": {"state": "RESETTING", "cause": "RETRY_ON_FAILURE"}}
+            self("update_progress", f"{error} Trying again", level="WARN", details=details, error=error)
+        elif self._held is None:
             self("update_progress", f"update FAILED: {error}", level="ERROR",
                  details={"update_progress": {"state": "FAILED"}}, error=error)  # fmt: skip
 
@@ -326,6 +329,7 @@ def prepare_run(
     before: PreparedRun | None = None,
     lease: UpdateLease | None = None,
     cause: str = "USER_ACTION",
+    is_tried_again: bool = False,
 ) -> PreparedRun:
     """Load, check and plan an update, and compile it.
 
@@ -343,6 +347,7 @@ def prepare_run(
         before: The part of the same update that this one goes on from.
         lease: Taken before anything is written; None if the caller holds it.
         cause: Why the update was started.
+        is_tried_again: Whether the caller tries again what cannot be planned for a reason that may pass.
 
     Raises:
         UpdateCanceled: The process was asked to stop while it waited for its turn.
@@ -380,7 +385,7 @@ def prepare_run(
         made.pinned = pinned_versions(here, is_bounded=made.is_bounded) if before is None else before.plan.pinned
         return made
 
-    plan = _shared(plan_here, cluster, report)
+    plan = _shared(plan_here, cluster, report, is_tried_again=is_tried_again)
     # Other processes look only now: what the first one has inferred of its sources is stored by then.
     checked = check_here()
     settle_files(checked, plan)
@@ -431,13 +436,15 @@ def _sample_offenders(checked: CheckedGraph, report: _Reporter) -> None:
                 transform.on_offenders = sampler
 
 
-def _shared(make: Callable[[], RunPlan], cluster: Cluster | None, report: _Reporter) -> RunPlan:
+def _shared(
+    make: Callable[[], RunPlan], cluster: Cluster | None, report: _Reporter, *, is_tried_again: bool
+) -> RunPlan:
     """Return the plan of process 0; what keeps it from planning is reported once."""
     try:
         return cluster.share(make) if cluster is not None else make()
     except WaxlakeError as error:
         if cluster is None or cluster.process_id == 0:
-            report.planning_failed(error)
+            report.planning_failed(error, is_tried_again=is_tried_again and error.is_retryable)
         raise
 
 

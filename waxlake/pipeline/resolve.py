@@ -5,9 +5,9 @@ No data and no source is touched here.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -103,10 +103,8 @@ def _told_if_slow(path: Path) -> Iterator[None]:
 def _import_file(path: Path) -> None:
     """Import one definitions file under a name of its own, always anew."""
     name = f"_waxlake_definitions.{path.stem}_{abs(hash(str(path)))}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise UsageError(f"cannot import {path}", code="DEFINITIONS_UNREADABLE", expected="a Python file")
-    module = importlib.util.module_from_spec(module_spec)
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module
     try:
         # Compiled here: bytecode of a file edited twice within a second would be that of its former text.

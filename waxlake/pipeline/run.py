@@ -23,7 +23,7 @@ from waxlake.pipeline.selection import RESET_ALLOWED, Selection
 from waxlake.pipeline.signals import draining_on_signals
 from waxlake.pipeline.sink_refresh import refuse_refresh, sinks_that_resend
 from waxlake.pipeline.spec import Spec
-from waxlake.stream.errors import InternalError, WaxlakeError
+from waxlake.stream.errors import InternalError, TransientError, WaxlakeError
 
 __all__ = ["RunOptions", "run_update"]
 
@@ -173,22 +173,33 @@ def _update(
     """
     run: PreparedRun | None = None
     overtaken, grown, attempt = 0, "", 0
+    retries = spec.retries if check is None else 0
     selection, lost = options.selection, None
     while True:
         log = EventLog(spec.events_location())
         try:
-            run = prepare_run(
-                spec,
-                [log, *listeners],
-                mode=options.mode,
-                workers=options.workers,
-                stopping=stopping,
-                claims=overtaken > 0,
-                checked=check() if check is not None else None,
-                refresh=selection,
-                before=run,
-                lease=lease,
-            )
+            try:
+                run = prepare_run(
+                    spec,
+                    [log, *listeners],
+                    mode=options.mode,
+                    workers=options.workers,
+                    stopping=stopping,
+                    claims=overtaken > 0,
+                    checked=check() if check is not None else None,
+                    refresh=selection,
+                    before=run,
+                    lease=lease,
+                    is_tried_again=attempt < retries,
+                )
+            except TransientError as error:
+                if attempt >= retries:
+                    raise
+                stopping.wait(back_off_s(spec, attempt))
+                attempt += 1
+                if stopping.is_set():
+                    raise UpdateCanceled from error
+                continue
             _run_once(run, options.workers)
             if run.growth and str(run.growth[0]) != grown:
                 grown = str(run.growth[0])
@@ -198,7 +209,7 @@ def _update(
             elif run.was_overtaken and overtaken + 1 < _PLANS:
                 overtaken += 1
                 _report_reset(run, "an older run moved the tables meanwhile")
-            elif check is None and attempt < spec.retries and run.to_retry:
+            elif attempt < retries and run.to_retry:
                 lost = lost or run.first_lost
                 selection = Selection(refresh=run.to_retry)
                 _wait_for_retry(run, back_off_s(spec, attempt), stopping)

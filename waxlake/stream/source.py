@@ -383,7 +383,7 @@ class ReadControl:
         heartbeat_s: Seconds between two empty batches of an idle source: how exactly sinks keep to the age of what they hold.
         has_lanes: Batches are taken by threads of this process after Bytewax has passed them on: the end of an epoch says nothing
             of them, and a source ends only when all that it emitted was taken.
-        is_held: Whether so much waits there that nothing more should be read now.
+        is_held: Whether so much waits there that nothing more should be read now; raises what went wrong there.
     """
 
     is_draining: Callable[[], bool] = lambda: False
@@ -573,7 +573,10 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
 
     def _waits_for_lanes(self) -> bool:
         """Return whether something that was emitted was not taken yet."""
-        return self._control.has_lanes and not self._budget.is_untouched
+        if not self._control.has_lanes or self._budget.is_untouched:
+            return False
+        self._control.is_held()  # raises what keeps them from taking anything
+        return True
 
     def _idle(self) -> list[MicroBatch]:
         self._awake_at = scheduler_now() + _IDLE
