@@ -37,7 +37,7 @@ def change(id: int | None, name: str | None, city: str | None, op: str, seq: int
     return {"id": id, "name": name, "city": city, "op": op, "seq": seq}
 
 
-def test_p40_p41_p52_current_rows_and_a_history_from_one_stream_of_changes(tmp_path: Path) -> None:
+def test_c17_p40_p41_p52_current_rows_and_a_history_from_one_stream_of_changes(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.define(DEFINITIONS)
     project.land(

@@ -31,7 +31,7 @@ wl.ingest_database(
 """
 
 
-def test_tables_of_a_database_each_in_its_own_way(project: Project) -> None:
+def test_c10_c14_c16_c18_tables_of_a_database_each_in_its_own_way(project: Project) -> None:
     def execute(*statements: str) -> None:
         with closing(sqlite3.connect(project.folder / "app.db")) as database:
             for statement in statements:
@@ -142,7 +142,7 @@ def test_c15_c22_w22_columns_are_renamed_filled_in_and_marked(
         ({"x.a": ["id"], "y.a": ["id"]}, "two tables 'a'"),
     ],
 )
-def test_what_cannot_be_declared_is_refused_with_its_line(tables: dict[str, Any], said: str) -> None:
+def test_c24_what_cannot_be_declared_is_refused_with_its_line(tables: dict[str, Any], said: str) -> None:
     with pytest.raises(DefinitionError, match=rf"test_ingest_database.py:\d+.*{said}"):
         wl.ingest_database(lambda table: wl.read_stream("s3://bucket/table"), tables)
 

@@ -24,7 +24,7 @@ def log():
 """
 
 
-def test_tables_of_one_slot_as_a_user_meets_them(
+def test_c12_c25_tables_of_one_slot_as_a_user_meets_them(
     debian_postgres: PostgresServer, database: str, tmp_path: Path
 ) -> None:
     server = debian_postgres

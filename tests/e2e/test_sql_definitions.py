@@ -56,7 +56,7 @@ def shop(project: Project) -> Project:
     return project
 
 
-def test_p06_sql_and_python_make_one_pipeline(shop: Project) -> None:
+def test_c29_p06_sql_and_python_make_one_pipeline(shop: Project) -> None:
     shop.write("flows/shop.sql", SQL)
     shop.define(PYTHON)
 

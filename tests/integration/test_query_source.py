@@ -193,7 +193,7 @@ def test_duckdb(tmp_path: Path) -> None:
 
 
 @pytest.mark.services
-def test_postgresql(debian_postgres: PostgresServer, tmp_path: Path) -> None:
+def test_c23_postgresql_and_a_table_that_is_gone(debian_postgres: PostgresServer, tmp_path: Path) -> None:
     database = debian_postgres.create_database()
     lab = Lab(tmp_path, debian_postgres.dsn(database).replace("postgresql://", "postgresql+psycopg2://"))
 

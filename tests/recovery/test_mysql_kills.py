@@ -43,7 +43,7 @@ class Source:
         return f"wl.read_mysql({f'{self.server.url}/{self.database}'!r}, {table!r}, load_chunk_rows=200)"
 
 
-def test_kills_under_a_workload(mariadb: MariaDB, tmp_path: Path) -> None:
+def test_c26_kills_under_a_workload(mariadb: MariaDB, tmp_path: Path) -> None:
     source = Source(mariadb)
     workload = Workload(source.transact)
     workload.create(2000)

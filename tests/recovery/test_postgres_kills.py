@@ -36,7 +36,7 @@ def lake(debian_postgres: PostgresServer, database: str, tmp_path: Path) -> Iter
     lake.close()
 
 
-def test_every_failpoint_and_random_moments(lake: PostgresLake) -> None:
+def test_c26_every_failpoint_and_random_moments(lake: PostgresLake) -> None:
     for failpoint in LOAD:
         lake.kill_at(failpoint, lambda: lake.workload.run(1))
     lake.finish()

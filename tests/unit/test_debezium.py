@@ -60,7 +60,7 @@ def decode(*records: object, **options: Any) -> list[dict[str, Any]]:
     return found.to_pylist()
 
 
-def test_each_operation_gives_its_change_with_the_right_image() -> None:
+def test_c19_each_operation_gives_its_change_with_the_right_image() -> None:
     rows = decode(
         event("r", {"id": 1}), event("c", {"id": 2}), event("u", {"id": 3}), event("d", {"id": 4}), event("t")
     )

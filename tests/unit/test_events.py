@@ -87,7 +87,7 @@ def commit_rows(location: TableLocation, *flows: str) -> None:
 # -- what a commit becomes
 
 
-def test_p102_a_commit_becomes_one_progress_event_a_flow() -> None:
+def test_c28_p102_a_commit_becomes_one_progress_event_a_flow() -> None:
     (event,) = progress(4)
 
     assert (event.event_type, event.level, event.dataset, event.flow) == (
