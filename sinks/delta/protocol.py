@@ -50,6 +50,7 @@ __all__ = [
     "Move",
     "Quarantine",
     "finish_quarantine",
+    "is_quarantine_whole",
     "new_run_number",
 ]
 
@@ -598,6 +599,12 @@ def _named_files(handle: DeltaTable, location: TableLocation, paths: Sequence[st
     )
 
 
+def is_quarantine_whole(primary: DeltaTable, quarantine: DeltaTable) -> bool:
+    """Return whether a quarantine table, as it is here, holds all that the commits of its table left for it."""
+    done = quarantine.transaction_version(_quarantine_app_id(str(primary.metadata().id))) or 0
+    return done >= (primary.transaction_version(_MANIFEST_APP_ID) or 0)
+
+
 def finish_quarantine(primary: TableLocation, quarantine: TableLocation) -> bool:
     """Commit the quarantine files of the last primary commit if a crash left them out.
 
@@ -610,10 +617,9 @@ def finish_quarantine(primary: TableLocation, quarantine: TableLocation) -> bool
         TerminalError: The primary commit that holds the manifest is gone from the log. Not retryable.
     """
     handle = primary.open()
-    number = handle.transaction_version(_MANIFEST_APP_ID) or 0
-    done = quarantine.open().transaction_version(_quarantine_app_id(str(handle.metadata().id))) or 0
-    if done >= number:
+    if is_quarantine_whole(handle, quarantine.open()):
         return False
+    number = handle.transaction_version(_MANIFEST_APP_ID) or 0
     for entry in handle.history():
         manifest = (entry.get(METADATA_KEY) or {}).get("quarantine")
         if manifest and manifest["number"] == number:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from deltalake import DeltaTable, write_deltalake
 
 from sinks.batches import ledger_schema
-from sinks.delta.protocol import Committer, finish_quarantine, new_run_number
+from sinks.delta.protocol import Committer, finish_quarantine, is_quarantine_whole, new_run_number
 from waxlake.pipeline.check import CheckedFlow, CheckedGraph
 from waxlake.pipeline.columns import keep_declared, without_constraints
 from waxlake.pipeline.commits import refuse_restored
@@ -530,7 +530,7 @@ class Completion:
         """Return whether the dataset is complete now."""
         dataset = self._checked.graph.datasets[name]
         if dataset.kind == "quarantine":
-            return self.is_complete(dataset.definition.name)
+            return self._is_quarantine_complete_at(dataset, self._latest(dataset))
         if dataset.location is not None and not self._checked.is_selected(name):
             return True  # as it is, it is what this update reads
         if dataset.location is None:
@@ -557,6 +557,20 @@ class Completion:
         self._complete_versions.add(key)
         return True
 
+    def _is_quarantine_complete_at(self, dataset: Dataset, handle: DeltaTable) -> bool:
+        """Return whether a quarantine table holds what its table has put aside; that commits first, and this one after it."""
+        key = (dataset.name, handle.version())
+        if key in self._complete_versions:
+            return True
+        name = dataset.definition.name
+        if not self.is_complete(name):
+            return False
+        if self._checked.is_selected(name):
+            if not is_quarantine_whole(self._latest(self._checked.graph.datasets[name]), handle):
+                return False
+            self._complete_versions.add(key)
+        return True
+
     def _has_read_all(self, part: CheckedFlow, handle: DeltaTable) -> bool:
         if _is_view(part):
             return self._is_view_fresh(part, handle)
@@ -578,9 +592,11 @@ class Completion:
 
     def _was_complete(self, dataset: Dataset, version: int) -> bool:
         latest = self._latest(dataset)
-        if dataset.kind == "quarantine":
-            return version >= latest.version() and self.is_complete(dataset.definition.name)
-        if not self._checked.is_selected(dataset.name):
+        if dataset.kind == "quarantine" and self._checked.is_selected(dataset.definition.name):
+            assert dataset.location is not None
+            handle = latest if version >= latest.version() else dataset.location.open(version=version)
+            return self._is_quarantine_complete_at(dataset, handle)
+        if dataset.kind == "quarantine" or not self._checked.is_selected(dataset.name):
             return version >= latest.version()
         if version < (latest.transaction_version(REPLAYED_APP_ID) or 0):
             return False

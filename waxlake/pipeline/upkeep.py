@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sinks.delta.maintenance import MaintenanceReport
 from waxlake.pipeline.check import CheckedGraph
 from waxlake.pipeline.definitions import TableRead
+from waxlake.pipeline.graph import Dataset
 from waxlake.pipeline.state import Emit
 from waxlake.stream.delta_table import stored_position
 from waxlake.stream.position import RowPosition, app_id
@@ -31,10 +35,26 @@ def first_needed_version(checked: CheckedGraph, name: str) -> int | None:
         for partition in state.partitions:
             position = stored_position(handle, app_id(part.flow.name, state.identity, partition))
             if position is not None:
-                needed.append(RowPosition.unpack(position).major)
+                needed.append(_first_with_rows(checked.graph.datasets[name], RowPosition.unpack(position)))
             elif part in checked.selected_flows:
                 needed.append(0)
     return min(needed, default=None)
+
+
+def _first_with_rows(dataset: Dataset, position: RowPosition) -> int:
+    """Return the first version from a position on that brings rows; maintenance brings none. Beyond the latest if none does."""
+    version = position.major
+    if position.minor or dataset.location is None:
+        return version
+    while (actions := dataset.location.read_log(version)) is not None and not any(map(_brings_rows, actions)):
+        version += 1
+    return version
+
+
+def _brings_rows(action: Mapping[str, Any]) -> bool:
+    if "metaData" in action or "cdc" in action:
+        return True
+    return any(action[kind].get("dataChange", True) for kind in ("add", "remove") if kind in action)
 
 
 def report_maintenance(emit: Emit, done: MaintenanceReport) -> None:
