@@ -135,16 +135,17 @@ class Survey:
         """Wait for an answer; wrong credentials end the wait at once."""
         deadline = time.monotonic() + self._settings.request_timeout_s + 1
         while True:
+            is_answered = False
             try:
                 return future.result(timeout=_POLL_S)
             except FutureTimeoutError:
                 error = KafkaError(KafkaError._TIMED_OUT)
             except KafkaException as exc:
-                error = exc.args[0]
+                is_answered, error = True, exc.args[0]
                 if error.code() in _UNKNOWN:
                     raise _UnknownTopicError from exc
             self._admin.poll(0)  # serves the error callback
-            if future.done() or self._complaints.denied is not None or time.monotonic() > deadline:
+            if is_answered or self._complaints.denied is not None or time.monotonic() > deadline:
                 raise kafka_error(self._what, error, self._settings, self._complaints)
 
 
