@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from deltalake.exceptions import CommitFailedError
 
@@ -28,6 +28,7 @@ __all__ = [
     "VACUUM_EVERY_PROPERTY",
     "Maintenance",
     "MaintenanceReport",
+    "NeededVersions",
 ]
 
 MANAGED_PROPERTY: Final = "pipelines.autoOptimize.managed"
@@ -67,6 +68,18 @@ class MaintenanceReport:
     error: WaxlakeError | None = None
 
 
+class NeededVersions(NamedTuple):
+    """What the readers of a table still have to read.
+
+    Attributes:
+        log: The first version whose log entry some reader has not read; it steps through those that bring no rows too.
+        rows: The first of them that brings rows, for which files are needed.
+    """
+
+    log: int
+    rows: int
+
+
 @dataclass(slots=True)
 class Maintenance:
     """Maintains one table by its committer. Used by the committer's thread.
@@ -74,14 +87,14 @@ class Maintenance:
     Args:
         committer: The table's.
         compacts: Whether small append files are put together; a merge does that itself, a replacement has none.
-        first_needed: Returns the first version that some reader of the table has not read whole; None if nobody follows it.
+        needed: Returns what readers of the table have not read; None if nobody follows it.
         report: Told of everything that was done.
         clock: What time it is, for retention.
     """
 
     committer: Committer
     compacts: bool = True
-    first_needed: Callable[[], int | None] = lambda: None
+    needed: Callable[[], NeededVersions | None] = lambda: None
     report: Callable[[MaintenanceReport], None] = lambda report: None
     clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
     _properties: Mapping[str, str] | None = None
@@ -131,16 +144,18 @@ class Maintenance:
     def _vacuum(self) -> None:
         """Delete what is older than the retention, unless a reader of this pipeline still has to read it."""
         assert self._properties is not None
-        needed = self.first_needed()
-        age = self._age_of(needed)
+        needed = self.needed() or NeededVersions(
+            self.committer.handle.version() + 1, self.committer.handle.version() + 1
+        )
         kept = _interval(self._properties, _FILES_RETENTION, timedelta(weeks=1), self._table)
         logs = _interval(self._properties, _LOG_RETENTION, timedelta(days=30), self._table)
         now_s = int(self.clock().timestamp())
-        if age is not None and age > kept:
+        age = self._age_of(needed.rows)
+        if age > kept:
             self._mark(now_s)
-            self._tell("postponed", {"first_needed_version": needed, "age_s": round(age.total_seconds())})
+            self._tell("postponed", {"first_needed_version": needed.rows, "age_s": round(age.total_seconds())})
             return
-        self.committer.clean_log(deletes_expired=age is None or age <= logs)
+        self.committer.clean_log(deletes_expired=self._age_of(needed.log) <= logs)
         failpoint("log-cleaned")
         deleted = self.committer.vacuum({_APP_ID: now_s, REBUILT_APP_ID: self.committer.handle.version()})
         failpoint("vacuumed")
@@ -151,10 +166,10 @@ class Maintenance:
     def _mark(self, now_s: int) -> None:
         self.committer.commit([], {}, identities={_APP_ID: now_s})
 
-    def _age_of(self, version: int | None) -> timedelta | None:
-        """Return how long ago a version was committed; None if it does not exist yet: its reader is up to date."""
-        if version is None or version > self.committer.handle.version():
-            return None
+    def _age_of(self, version: int) -> timedelta:
+        """Return how long ago a version was committed; nothing if it does not exist yet: its reader is up to date."""
+        if version > self.committer.handle.version():
+            return timedelta()
         at = self.committer.location.committed_at(version)
         return timedelta.max if at is None else self.clock() - at
 

@@ -331,13 +331,15 @@ class Committer:
     def clean_log(self, *, deletes_expired: bool) -> None:
         """Write a checkpoint, and delete log entries older than the table's ``delta.logRetentionDuration`` if asked to.
 
+        Deleted is only what the checkpoint before this one covers: who opened the table since reads none of it, however late.
+
         Raises:
             ExternalError: The store refuses or does not answer.
         """
         with delta_errors(f"clean the log of table '{self.location.label}'"):
-            self.handle.create_checkpoint()
             if deletes_expired:
                 self.handle.cleanup_metadata()
+            self.handle.create_checkpoint()
         self._reopen()
 
     def add_columns(self, schema: pa.Schema) -> None:

@@ -19,7 +19,7 @@ from deltalake.transaction import AddAction
 from sinks.delta.compaction import sorted_rows
 from sinks.delta.constraints import check_rows, constraints_of
 from sinks.delta.files import StoredFile
-from sinks.delta.maintenance import Maintenance, MaintenanceReport
+from sinks.delta.maintenance import Maintenance, MaintenanceReport, NeededVersions
 from sinks.delta.parquet import DataFileWriter
 from sinks.delta.protocol import (
     CommitReceipt,
@@ -104,7 +104,7 @@ class SinkControl:
         identities: Flow name to app ids that are stored with each of its commits, to recognise a source that was
             recreated or exchanged.
         endings: Flow name and source identity to app ids that are stored when the flow has read all of the source.
-        first_needed: Returns, for a table's name, the first version that some reader of it has not read whole, or None.
+        needed: Returns, for a table's name, what readers of it have not read, or None.
         on_maintenance: Told of what was done to keep the table in shape.
         judge: Takes rows out of a batch that is about to be stored, from what the table holds (the held snapshot); None for none.
         maintains: Whether tables are kept in shape between two commits.
@@ -116,7 +116,7 @@ class SinkControl:
     on_error: Callable[[WaxlakeError], bool] = lambda error: False
     identities: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     endings: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
-    first_needed: Callable[[str], int | None] = lambda table: None
+    needed: Callable[[str], NeededVersions | None] = lambda table: None
     on_maintenance: Callable[[MaintenanceReport], None] = lambda report: None
     judge: Callable[[MicroBatch, DeltaTable], MicroBatch] | None = None
     maintains: bool = True
@@ -502,6 +502,6 @@ class TableWriter(StatefulSinkPartition[MicroBatch, None]):
         return Maintenance(
             committer=committer,
             compacts=compacts,
-            first_needed=lambda: control.first_needed(name),
+            needed=lambda: control.needed(name),
             report=control.on_maintenance,
         )

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from tests.e2e.project import Outcome, Project
-from tests.services.s3 import MinIO, ObjectStore
+from tests.services.s3 import ObjectStore
 from waxlake.demo.process import free_port
 
 ORDERS = """
@@ -524,31 +522,3 @@ def test_log_that_is_damaged(orders: Project) -> None:
     orders.run()
     assert_exact(orders, 2)
     assert DeltaTable(orders.path("orders")).version() == 2
-
-
-@pytest.mark.services
-def test_continuous_run_outlives_a_store_that_goes_away(orders: Project, minio: MinIO) -> None:
-    bucket = f"wax-{uuid.uuid4().hex[:16]}"
-    minio.create_bucket(bucket)
-    on_s3(orders, f"s3://{bucket}/lake", minio.storage_options)
-
-    with orders.continuous() as run:
-        run.await_rows("total", 1)
-        minio.stop()
-        try:
-            retry = run.await_event(is_retry)
-        finally:
-            minio.start()
-        assert retry["error"]["code"] == "STORAGE_UNREACHABLE"
-        assert "Trying again in" in retry["message"]
-        orders.land("2.json", {"id": 2, "amount": 2.0})
-        run.await_rows("paid", 1)
-        assert run.terminate().code == 0
-
-    orders.run()
-    assert_exact(orders, 2)
-
-
-def is_retry(event: dict[str, Any]) -> bool:
-    """Return whether a source is tried again."""
-    return bool(event["details"].get("flow_progress", {}).get("status") == "RETRYING")

@@ -172,6 +172,20 @@ def test_w16_p65_what_may_pass_is_tried_again_by_several_processes_and_while_it_
     assert (states.count("RESETTING"), states.count("FAILED")) == (1, 1)
 
 
+def test_w16_p65_a_continuous_run_tries_again_what_may_pass_and_leaves_out_what_will_not(shop: Project) -> None:
+    shop.spec(retries=0, retry_wait="50ms")
+    with shop.continuous() as running:
+        running.await_rows("after_shaky", 2)
+        shop.land("2.json", {"id": 3})
+        running.await_rows("after_shaky", 1)
+        assert "MAP_BATCHES_FAILED" in running.terminate().err
+    assert count(shop, "deterministic") == 1
+    assert count(shop, "transient") == 4  # twice in vain, and a batch for each file
+    for name in ("good", "shaky", "after_shaky"):
+        assert shop.rows(name, "id") == [1, 2, 3]
+    assert not shop.rows("bad", "id")
+
+
 def test_p104_w17_event_hooks_hear_everything_and_can_stop_nothing(
     shop: Project, caplog: pytest.LogCaptureFixture
 ) -> None:

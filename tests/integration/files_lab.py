@@ -21,14 +21,15 @@ PARTITION = "files"
 
 
 def write(path: Path, content: str | bytes | Iterable[Mapping[str, Any]], *, age_s: float = 60) -> Path:
-    """Write a file: bytes, text, or documents one per line; last modified ``age_s`` seconds ago."""
+    """Write a file: bytes, text, or documents one per line; last modified ``age_s`` seconds ago. It appears when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(content, (str, bytes)):
         content = "".join(json.dumps(row) + "\n" for row in content)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     modified_s = time.time() - age_s
-    os.utime(path, (modified_s, modified_s))
-    return path
+    os.utime(unfinished, (modified_s, modified_s))
+    return unfinished.replace(path)
 
 
 @dataclass(slots=True)

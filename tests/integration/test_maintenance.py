@@ -11,7 +11,7 @@ import pytest
 
 from connectors.delta import DeltaConnector
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl, stored_files
-from sinks.delta.maintenance import Maintenance, MaintenanceReport
+from sinks.delta.maintenance import Maintenance, MaintenanceReport, NeededVersions
 from sinks.delta.protocol import Committer
 from tests.conftest import LakeStorage
 from waxlake.stream.batch import MicroBatch
@@ -35,7 +35,7 @@ class SmallCommits:
     storage: LakeStorage
     properties: Mapping[str, str] = field(default_factory=dict)
     partition_by: tuple[str, ...] = ()
-    first_needed: int | None = None
+    needed: NeededVersions | None = None
     sent: int = 0
     reports: list[MaintenanceReport] = field(default_factory=list)
 
@@ -45,7 +45,7 @@ class SmallCommits:
         sink = DeltaSink(
             target=DeltaTarget(location=self.location, partition_by=self.partition_by),
             flush=FlushPolicy(max_rows=1),
-            control=SinkControl(first_needed=lambda name: self.first_needed, on_maintenance=self.reports.append),
+            control=SinkControl(needed=lambda name: self.needed, on_maintenance=self.reports.append),
         )
         self.writer = sink.build_part("write", "table", None)
 
@@ -182,7 +182,7 @@ def test_p93_files_and_log_entries_that_nobody_needs_are_deleted(lake_storage: L
 def test_p93_nothing_is_deleted_that_a_flow_still_has_to_read(tmp_path_factory: pytest.TempPathFactory) -> None:
     properties = {**NOTHING_KEPT, "waxlake.compaction.minFiles": "4"}
     table = SmallCommits(LakeStorage(uri=str(tmp_path_factory.mktemp("behind"))), properties)
-    table.first_needed = 2
+    table.needed = NeededVersions(2, 2)
     early = {"log": RowPosition(2).pack()}
     table.send(1)
     assert table.operations() == ["vacuum"]  # version 2 is not there yet: the flow is up to date
@@ -190,9 +190,36 @@ def test_p93_nothing_is_deleted_that_a_flow_still_has_to_read(tmp_path_factory: 
     assert set(table.operations()[1:]) == {"compact", "postponed"}
     rest, _ = _followed(table.location, early)
     assert rest == list(range(1, 12))  # version 0 created the table, version 1 holds the first row
-    table.first_needed = table.location.open().version() + 2
+    table.needed = NeededVersions(*[table.location.open().version() + 2] * 2)
     table.send(1)
     assert table.operations()[-1] == "vacuum"
+
+
+def test_p93_log_entries_without_rows_are_kept_for_a_flow_that_has_to_step_through_them(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    properties = {**NOTHING_KEPT, "delta.deletedFileRetentionDuration": "interval 1 hour"}
+    table = SmallCommits(LakeStorage(uri=str(tmp_path_factory.mktemp("steps"))), properties)
+    table.send(3)
+    before = table.location.open().version() + 1
+    table.location.open().create_write_transaction([], mode="append", schema=SCHEMA)  # as maintenance does
+    table.needed = NeededVersions(log=before, rows=before + 1)
+    table.send(1)
+    assert table.operations()[-1] == "vacuum"
+    assert table.location.read_log(before) is not None
+    rest, _ = _followed(table.location, {"log": RowPosition(before).pack()})
+    assert rest == [3]
+
+
+def test_p93_a_snapshot_opened_before_the_log_is_cleaned_can_be_read_after_it(lake_storage: LakeStorage) -> None:
+    table = SmallCommits(lake_storage, NOTHING_KEPT)
+    table.send(3)
+    held = table.location.open()  # delta-rs reads its log entries later, when it needs them
+    table.send(1)
+    assert table.operations()[-1] == "vacuum"
+    assert held.transaction_version("nobody") is None
+    held.update_incremental()
+    assert held.version() == table.location.open().version()
 
 
 def test_p93_files_are_kept_for_a_week_and_looked_for_once_a_day(tmp_path_factory: pytest.TempPathFactory) -> None:

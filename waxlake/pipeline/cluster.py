@@ -36,12 +36,17 @@ if TYPE_CHECKING:
     from waxlake.pipeline.run import RunOptions
     from waxlake.pipeline.spec import Spec
 
-__all__ = ["RETRY_EXIT_CODE", "Cluster", "cluster_from_arguments", "run_processes"]
+__all__ = ["PLANNING_EXIT_CODE", "RETRY_EXIT_CODE", "Cluster", "cluster_from_arguments", "run_processes"]
 
 _PROGRAM = "waxlake.pipeline.deploy:flow"
 
 RETRY_EXIT_CODE: Final = 76
 """How a process ends that failed for a reason that may pass."""
+
+PLANNING_EXIT_CODE: Final = 77
+"""How a process ends that could not begin, for a reason that may pass."""
+
+_MAY_PASS: Final = frozenset((RETRY_EXIT_CODE, PLANNING_EXIT_CODE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,8 +182,8 @@ def run_processes(spec: Spec, options: RunOptions, lease: UpdateLease) -> Update
     """Run one update in several processes of this machine, and wait for all of them.
 
     SIGTERM and SIGINT are handed on to them; when one dies, the others are ended. When it ended because a source has new
-    columns, all are started again; for a reason that may pass, as often as the spec says. The lease is this process's: they run
-    under it.
+    columns, all are started again; for a reason that may pass, as often as the spec says, or always if the run is continuous and
+    has begun. The lease is this process's: they run under it.
 
     Raises:
         TerminalError: A process failed. What was committed stays; a later run goes on from there.
@@ -188,17 +193,21 @@ def run_processes(spec: Spec, options: RunOptions, lease: UpdateLease) -> Update
     started_s = time.monotonic()
     mode, processes = options.mode or spec.mode, options.processes
     is_draining = threading.Event()
-    codes, attempt = [SchemaGrown.exit_code], 0
+    codes, attempt, has_begun = [SchemaGrown.exit_code], 0, False
     while not is_draining.is_set():
+        begun_s = time.monotonic()
         codes = _run_children(spec, options, is_draining, lease)
-        if RETRY_EXIT_CODE in codes and attempt < spec.retries:
+        has_begun = has_begun or PLANNING_EXIT_CODE not in codes
+        is_endless = mode == "continuous" and has_begun
+        if _MAY_PASS.intersection(codes) and (is_endless or attempt < spec.retries):
+            attempt = 0 if time.monotonic() - begun_s > spec.retry_max_wait else attempt
             with draining_on_signals(is_draining.set):
                 is_draining.wait(back_off_s(spec, attempt))
             attempt += 1
         elif SchemaGrown.exit_code not in codes:
             break
     bad = [(i, code) for i, code in enumerate(codes) if code != 0]
-    if bad and not (is_draining.is_set() and {SchemaGrown.exit_code, RETRY_EXIT_CODE}.intersection(codes)):
+    if bad and not (is_draining.is_set() and {SchemaGrown.exit_code, *_MAY_PASS}.intersection(codes)):
         raise TerminalError(
             f"pipeline '{spec.name}' failed in {len(bad)} of {processes} processes",
             code="PROCESS_FAILED",

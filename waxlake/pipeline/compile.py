@@ -34,7 +34,7 @@ from waxlake.pipeline.state import RunState
 from waxlake.pipeline.stateful import stateful_flows
 from waxlake.pipeline.trigger import own_interval_s
 from waxlake.pipeline.uniqueness import UniqueRows
-from waxlake.pipeline.upkeep import first_needed_version, report_maintenance
+from waxlake.pipeline.upkeep import needed_versions, report_maintenance
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.errors import InternalError, WaxlakeError
@@ -176,7 +176,7 @@ def _sink(
             on_error=lambda error: state.fail(target, error),
             identities=plan.identities,
             endings=plan.endings,
-            first_needed=lambda name: first_needed_version(checked, name),
+            needed=lambda name: needed_versions(checked, name),
             on_maintenance=lambda report: report_maintenance(state.emit, report),
             judge=_key_rules(checked, target),
         ),

@@ -6,7 +6,8 @@
 ``takeover`` or ``refuse``. ``WAXLAKE_PROGRESS`` (``lines`` or ``json``) reports on stdout, and ``WAXLAKE_METRICS_PORT`` serves
 Prometheus metrics.
 Bytewax itself runs the dataflow, so an error ends the process with a traceback and a non-zero exit code.
-Exit code 75 means: a source has new columns, they are stored, start again; 76: it failed for a reason that may pass.
+Exit code 75 means: a source has new columns, they are stored, start again; 76: it failed for a reason that may pass;
+77: the same, before it began.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _exit_hook(run: PreparedRun | None) -> Callable[[type[BaseException], BaseEx
     """Return what ends the process at an error: new columns, and what may pass, are said in a line and by the exit code."""
 
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        from waxlake.pipeline.cluster import RETRY_EXIT_CODE
+        from waxlake.pipeline.cluster import PLANNING_EXIT_CODE, RETRY_EXIT_CODE
         from waxlake.pipeline.prepared import report_growth
 
         sys.last_value = error
@@ -109,7 +110,7 @@ def _exit_hook(run: PreparedRun | None) -> Callable[[type[BaseException], BaseEx
             cause: BaseException | None = run.state.growth[0]
             code = SchemaGrown.exit_code
         elif (cause := _passing(run, error)) is not None:
-            code = RETRY_EXIT_CODE
+            code = PLANNING_EXIT_CODE if run is None else RETRY_EXIT_CODE
         else:
             sys.__excepthook__(kind, error, trace)
             return

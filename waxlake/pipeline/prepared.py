@@ -47,7 +47,7 @@ from waxlake.pipeline.plan import (
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.quality import complete_quality
 from waxlake.pipeline.resolve import load_graph
-from waxlake.pipeline.retry import to_retry
+from waxlake.pipeline.retry import survivors, to_retry
 from waxlake.pipeline.samples import OffenderSampler
 from waxlake.pipeline.selection import Selection
 from waxlake.pipeline.sinks import finish_batches
@@ -208,6 +208,19 @@ class PreparedRun:
             return ()
         return to_retry(self.checked.graph, self.state.failures, self.state.skipped)
 
+    def retry_selection(self, selection: Selection) -> Selection:
+        """Return what the next attempt takes: what failed for a reason that may pass; in a continuous run whatever can go on."""
+        if self.plan.is_bounded:
+            return Selection(refresh=self.to_retry)
+        if self.first_lost is None:
+            return selection
+        return Selection(refresh=survivors(self.checked, self.state.failures))
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was prepared."""
+        return time.monotonic() - self.started_s
+
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
@@ -232,7 +245,7 @@ class PreparedRun:
             update_id=self.plan.update_id,
             state="COMPLETED",
             tables=dict(self.report.rows),
-            duration_s=time.monotonic() - self.started_s,
+            duration_s=self.age_s,
         )
         if self.growth:
             raise InternalError(
@@ -266,7 +279,7 @@ class PreparedRun:
         if outcome != "FAILED":
             self.confirm()
             self._keep_quality()
-        self._report_outcome(outcome, time.monotonic() - self.started_s)
+        self._report_outcome(outcome, self.age_s)
 
     def confirm(self) -> None:
         """Tell each source what every table holds, after Bytewax returned; a source that is away is told next time."""

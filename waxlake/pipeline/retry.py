@@ -6,25 +6,39 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from waxlake.pipeline.events import read_events
+from waxlake.pipeline.selection import is_stored
 from waxlake.stream.errors import UsageError, WaxlakeError
 
 if TYPE_CHECKING:
+    from waxlake.pipeline.check import CheckedGraph
     from waxlake.pipeline.graph import Graph
     from waxlake.pipeline.spec import Spec
 
-__all__ = ["back_off_s", "failed_tables", "to_retry"]
+__all__ = ["back_off_s", "failed_tables", "survivors", "to_retry"]
 
 
 def to_retry(graph: Graph, failures: Mapping[str, WaxlakeError], skipped: Collection[str]) -> tuple[str, ...]:
     """Return the tables to bring up to date once more: none that failed for good, and none that depends on one."""
+    lost = _lost(graph, failures)
+    return tuple(name for name in graph.order if name not in lost and (name in failures or name in skipped))
+
+
+def survivors(checked: CheckedGraph, failures: Mapping[str, WaxlakeError]) -> tuple[str, ...]:
+    """Return the tables of the update that can go on: all but those that failed for good, and those that depend on them."""
+    lost = _lost(checked.graph, failures)
+    return tuple(
+        name
+        for name in checked.graph.order
+        if is_stored(checked.graph, name) and checked.is_selected(name) and name not in lost
+    )
+
+
+def _lost(graph: Graph, failures: Mapping[str, WaxlakeError]) -> frozenset[str]:
     lost = {name for name, error in failures.items() if not error.is_retryable}
-    again = []
     for name in graph.order:
         if lost.intersection(graph.upstream(name)):
             lost.add(name)
-        elif name not in lost and (name in failures or name in skipped):
-            again.append(name)
-    return tuple(again)
+    return frozenset(lost)
 
 
 def back_off_s(spec: Spec, attempt: int) -> float:

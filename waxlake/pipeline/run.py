@@ -174,6 +174,7 @@ def _update(
     run: PreparedRun | None = None
     overtaken, grown, attempt = 0, "", 0
     retries = spec.retries if check is None else 0
+    is_endless = check is None and (options.mode or spec.mode) == "continuous"
     selection, lost = options.selection, None
     while True:
         log = EventLog(spec.events_location())
@@ -190,10 +191,10 @@ def _update(
                     refresh=selection,
                     before=run,
                     lease=lease,
-                    is_tried_again=attempt < retries,
+                    is_tried_again=attempt < retries or (is_endless and run is not None),
                 )
             except TransientError as error:
-                if attempt >= retries:
+                if attempt >= retries and not (is_endless and run is not None):
                     raise
                 stopping.wait(back_off_s(spec, attempt))
                 attempt += 1
@@ -209,9 +210,10 @@ def _update(
             elif run.was_overtaken and overtaken + 1 < _PLANS:
                 overtaken += 1
                 _report_reset(run, "an older run moved the tables meanwhile")
-            elif attempt < retries and run.to_retry:
+            elif run.to_retry and (is_endless or attempt < retries):
                 lost = lost or run.first_lost
-                selection = Selection(refresh=run.to_retry)
+                selection = run.retry_selection(selection)
+                attempt = 0 if run.age_s > spec.retry_max_wait else attempt
                 _wait_for_retry(run, back_off_s(spec, attempt), stopping)
                 attempt += 1
             else:

@@ -9,7 +9,7 @@ from waxlake.pipeline.graph import Graph
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import nearest
 
-__all__ = ["RESET_ALLOWED", "Selection"]
+__all__ = ["RESET_ALLOWED", "Selection", "is_stored"]
 
 RESET_ALLOWED = "pipelines.reset.allowed"
 """Table property; ``false`` protects a table from a full refresh."""
@@ -89,7 +89,7 @@ class Selection:
             UsageError: ``RESET_NOT_ALLOWED``: a table that was named is protected. Not retryable.
         """
         wanted = [
-            name for name in graph.order if name in self.full_refresh or (self.is_full and _is_stored(graph, name))
+            name for name in graph.order if name in self.full_refresh or (self.is_full and is_stored(graph, name))
         ]
         kept = [name for name in wanted if not _may_reset(graph, name)]
         if kept and not self.is_full:
@@ -102,7 +102,8 @@ class Selection:
         return tuple(name for name in wanted if name not in kept), tuple(kept)
 
 
-def _is_stored(graph: Graph, name: str) -> bool:
+def is_stored(graph: Graph, name: str) -> bool:
+    """Return whether an update brings a dataset up to date by itself; quarantine tables go with theirs."""
     return graph.datasets[name].kind in ("table", "materialized_view", "sink")
 
 
@@ -112,7 +113,7 @@ def _may_reset(graph: Graph, name: str) -> bool:
 
 
 def _require_tables(graph: Graph, option: str, names: Collection[str]) -> None:
-    stored = [name for name in graph.datasets if _is_stored(graph, name)]
+    stored = [name for name in graph.datasets if is_stored(graph, name)]
     for name in names:
         if name in stored:
             continue

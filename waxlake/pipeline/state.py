@@ -135,7 +135,8 @@ class RunState:
     def fail(self, dataset: str, error: WaxlakeError) -> bool:
         """Note that a dataset failed; return whether the rest of the run may go on.
 
-        A commit conflict ends the whole run: another run owns the tables. So do new columns of a source: it is planned again.
+        A commit conflict ends the whole run: another run owns the tables. So do new columns of a source, and in a continuous run
+        what may pass: it is planned again, from what the tables hold then.
         """
         with self._lock:
             is_first = dataset not in self.failures
@@ -144,7 +145,7 @@ class RunState:
             level = "WARN" if isinstance(error, SourceChanged) else "ERROR"
             self.emit("flow_progress", str(error), level=level, dataset=dataset, flow=dataset, error=error,
                        details={"flow_progress": {"status": "FAILED"}})  # fmt: skip
-        if isinstance(error, CommitConflict | SourceChanged):
+        if isinstance(error, CommitConflict | SourceChanged) or (error.is_retryable and not self._is_bounded):
             self.drain()
         return self._isolates
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sinks.delta.maintenance import MaintenanceReport
+from sinks.delta.maintenance import MaintenanceReport, NeededVersions
 from waxlake.pipeline.check import CheckedGraph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import Dataset
@@ -13,11 +13,11 @@ from waxlake.pipeline.state import Emit
 from waxlake.stream.delta_table import stored_position
 from waxlake.stream.position import RowPosition, app_id
 
-__all__ = ["first_needed_version", "report_maintenance"]
+__all__ = ["needed_versions", "report_maintenance"]
 
 
-def first_needed_version(checked: CheckedGraph, name: str) -> int | None:
-    """Return the first version of a table that a flow of the pipeline has not read whole; None if nobody follows it.
+def needed_versions(checked: CheckedGraph, name: str) -> NeededVersions | None:
+    """Return what of a table some flow of the pipeline has not read whole; None if nobody follows it.
 
     A table that is being filled anew for a full refresh is read from its first version by that.
     A flow that has not begun needs all of them if this update is about to begin it, and none if not: one that begins after a
@@ -26,7 +26,7 @@ def first_needed_version(checked: CheckedGraph, name: str) -> int | None:
     Raises:
         ExternalError: A table cannot be read.
     """
-    needed: list[int] = [0] if checked.is_shadow else []
+    unread = [RowPosition(0)] if checked.is_shadow else []
     for part in checked.flows:
         location = checked.graph.datasets[part.flow.target].location
         if not isinstance(part.read, TableRead) or part.read.name != name or location is None or not location.exists():
@@ -35,10 +35,13 @@ def first_needed_version(checked: CheckedGraph, name: str) -> int | None:
         for partition in state.partitions:
             position = stored_position(handle, app_id(part.flow.name, state.identity, partition))
             if position is not None:
-                needed.append(_first_with_rows(checked.graph.datasets[name], RowPosition.unpack(position)))
+                unread.append(RowPosition.unpack(position))
             elif part in checked.selected_flows:
-                needed.append(0)
-    return min(needed, default=None)
+                unread.append(RowPosition(0))
+    if not unread:
+        return None
+    first = min(unread)
+    return NeededVersions(log=first.major, rows=_first_with_rows(checked.graph.datasets[name], first))
 
 
 def _first_with_rows(dataset: Dataset, position: RowPosition) -> int:

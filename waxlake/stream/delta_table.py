@@ -55,6 +55,7 @@ _AWAY = re.compile(
 )
 _READ_ONLY = re.compile(r"permission denied|read-only file system|\(os error (1|13|30)\)")
 _UNUSABLE = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
+_LOG_ENTRY_GONE = re.compile(r"not found: \S*_delta_log/", re.IGNORECASE)
 _NOT_A_FOLDER = re.compile(r"not a directory|\(os error 20\)")
 
 
@@ -174,6 +175,12 @@ class TableLocation:
             TransientError: The store does not answer. Retryable.
         """
         with delta_errors(f"open table '{self.label}'"):
+            try:
+                return DeltaTable(self.uri, version=version, storage_options=dict(self.options))
+            except DeltaError as exc:
+                if not _LOG_ENTRY_GONE.search(str(exc)):
+                    raise
+            # It was listed, and cleaned away before it was read: the next listing begins with a checkpoint.
             return DeltaTable(self.uri, version=version, storage_options=dict(self.options))
 
     def create(
