@@ -9,8 +9,10 @@ import pytest
 from sinks.delta.protocol import finish_quarantine
 from tests.e2e.project import Project
 from waxlake.pipeline.check import CheckedGraph, check_graph
-from waxlake.pipeline.plan import Completion, make_plan, source_groups
+from waxlake.pipeline.completion import Completion
+from waxlake.pipeline.plan import make_plan
 from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.source_groups import source_groups
 from waxlake.pipeline.spec import load_spec
 from waxlake.pipeline.upkeep import needed_versions
 
@@ -42,7 +44,7 @@ def checked_graph(project: Project) -> CheckedGraph:
 
 
 def planned(checked: CheckedGraph) -> Completion:
-    return Completion(checked, make_plan(checked, source_groups(checked), is_bounded=True, run_number=1))
+    return Completion(checked, make_plan(checked, source_groups(checked), is_bounded=True, run_number=1).marks)
 
 
 @pytest.mark.kills

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from connectors.files import FilesConnector, FilesSettings
 from waxlake.stream.batch import MicroBatch
@@ -30,6 +32,18 @@ def write(path: Path, content: str | bytes | Iterable[Mapping[str, Any]], *, age
     modified_s = time.time() - age_s
     os.utime(unfinished, (modified_s, modified_s))
     return unfinished.replace(path)
+
+
+def parquet(**columns: Any) -> bytes:
+    """Return a Parquet file of these columns, three rows a row group."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, row_group_size=3)
+    return sink.getvalue()
+
+
+def numbered_rows(first: int, count: int) -> list[dict[str, Any]]:
+    """Return rows of an id and a name, the ids one after the other."""
+    return [{"id": i, "name": f"n{i}"} for i in range(first, first + count)]
 
 
 @dataclass(slots=True)

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.files_lab import PARTITION, FilesLab, Flow, ids, run, write
+from tests.integration.files_lab import PARTITION, FilesLab, Flow, ids, numbered_rows, parquet, run, write
 from waxlake.stream.errors import SourceMoved, TerminalError, TransientError
 from waxlake.stream.position import RowPosition
 from waxlake.stream.source import plan_partitions
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> FilesLab:
-    return FilesLab(tmp_path)
-
-
-def _parquet(**columns: Any) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, row_group_size=3)
-    return sink.getvalue()
-
-
-def _rows(first: int, count: int) -> list[dict[str, Any]]:
-    return [{"id": i, "name": f"n{i}"} for i in range(first, first + count)]
-
-
 def test_a_file_that_is_gone_stops_or_is_skipped(lab: FilesLab) -> None:
     for i in range(3):
-        lab.write(f"{i}.json", _rows(i, 1), age_s=50 - i)
+        lab.write(f"{i}.json", numbered_rows(i, 1), age_s=50 - i)
     lab.connector().inspect()
     (lab.inbox / "1.json").unlink()
     flow = Flow()
@@ -53,18 +34,18 @@ def test_a_file_that_is_gone_stops_or_is_skipped(lab: FilesLab) -> None:
 
 
 def test_content_that_changes_after_it_was_read_is_not_read_again(lab: FilesLab) -> None:
-    path = lab.write("a.json", _rows(0, 1))
+    path = lab.write("a.json", numbered_rows(0, 1))
     flow = Flow()
     run(lab.connector(), flow)
-    write(path, _rows(5, 3))
+    write(path, numbered_rows(5, 3))
     run(lab.connector(), flow)
     assert ids(flow) == [0]
 
 
 def test_a_file_that_changes_before_anyone_read_it_is_read_as_it_is(lab: FilesLab) -> None:
-    path = lab.write("a.json", _rows(0, 2), age_s=60)
+    path = lab.write("a.json", numbered_rows(0, 2), age_s=60)
     lab.connector().inspect()
-    write(path, _rows(10, 25), age_s=50)
+    write(path, numbered_rows(10, 25), age_s=50)
     flow = Flow()
     run(lab.connector(max_rows_per_batch=4), flow, max_batches=2)
     run(lab.connector(max_rows_per_batch=4), flow)  # resumed inside the new edition
@@ -75,14 +56,14 @@ def test_a_file_that_changes_before_anyone_read_it_is_read_as_it_is(lab: FilesLa
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "touched", "gone"])
 def test_a_file_that_changes_half_read_stops_or_is_skipped(lab: FilesLab, change: str) -> None:
-    path = lab.write("a.json", _rows(0, 20), age_s=60)
-    lab.write("b.json", _rows(20, 1), age_s=50)
+    path = lab.write("a.json", numbered_rows(0, 20), age_s=60)
+    lab.write("b.json", numbered_rows(20, 1), age_s=50)
     flow = Flow()
     run(lab.connector(max_rows_per_batch=5), flow, max_batches=1)
     if change == "gone":
         path.unlink()
     else:
-        write(path, _rows(0, {"longer": 30, "shorter": 3, "touched": 20}[change]), age_s=40)
+        write(path, numbered_rows(0, {"longer": 30, "shorter": 3, "touched": 20}[change]), age_s=40)
     with pytest.raises(SourceMoved, match="FILE_GONE" if change == "gone" else "FILE_CHANGED"):
         run(lab.connector(), flow)
     assert ids(flow) == list(range(5))
@@ -93,10 +74,10 @@ def test_a_file_that_changes_half_read_stops_or_is_skipped(lab: FilesLab, change
 
 
 def test_a_flow_inside_an_older_edition_is_stopped(lab: FilesLab) -> None:
-    path = lab.write("a.json", _rows(0, 20), age_s=60)
+    path = lab.write("a.json", numbered_rows(0, 20), age_s=60)
     half = Flow()
     run(lab.connector(max_rows_per_batch=5), half, max_batches=1)
-    write(path, _rows(100, 20), age_s=50)
+    write(path, numbered_rows(100, 20), age_s=50)
     fresh = Flow()
     run(lab.connector(), fresh)  # a run without the flow that is half through
     assert ids(fresh) == list(range(100, 120))
@@ -121,12 +102,12 @@ def test_a_fresh_file_is_read_when_it_has_settled(lab: FilesLab) -> None:
 
 
 def test_a_growing_file_holds_up_nothing(lab: FilesLab) -> None:
-    growing = lab.write("a.json", _rows(0, 1), age_s=-20)
-    lab.write("b.json", _rows(1, 1), age_s=7200)
+    growing = lab.write("a.json", numbered_rows(0, 1), age_s=-20)
+    lab.write("b.json", numbered_rows(1, 1), age_s=7200)
     flow = Flow()
     run(lab.connector(settle_s=3600), flow)
     assert ids(flow) == [1]
-    write(growing, _rows(0, 2), age_s=7200)
+    write(growing, numbered_rows(0, 2), age_s=7200)
     run(lab.connector(settle_s=3600), flow)
     assert ids(flow) == [1, 0, 1]
 
@@ -144,10 +125,10 @@ def test_an_empty_file_that_stays_is_one_without_rows(lab: FilesLab, format: str
 
 def test_a_changed_file_that_never_settles_is_told(lab: FilesLab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connectors.files.reader._GIVE_UP_SETTLING_S", 0.05)
-    path = lab.write("a.json", _rows(0, 1), age_s=7200)
+    path = lab.write("a.json", numbered_rows(0, 1), age_s=7200)
     connector = lab.connector(settle_s=3600)
     state = connector.inspect()
-    write(path, _rows(0, 2), age_s=-20)
+    write(path, numbered_rows(0, 2), age_s=-20)
     reader = connector.reader(plan_partitions(state, [{}], is_bounded=True), (PARTITION,), frozenset())
     with pytest.raises(TransientError, match="FILE_CHANGING"):  # noqa: PT012 - it takes a while
         while True:
@@ -166,10 +147,10 @@ def test_a_file_that_cannot_be_read_stops_after_the_rows_before_it(
     text = {
         "json": gzip.compress(json.dumps({"id": 1}).encode() * 500),
         "csv": gzip.compress(b"id,name\n" + b"1,a\n" * 500),
-        "parquet": _parquet(id=[1], name=["a"]),
+        "parquet": parquet(id=[1], name=["a"]),
     }[format]
     suffix = format if format == "parquet" else f"{format}.gz"
-    good = {"json": b'{"id":0}', "csv": b"id\n0\n", "parquet": _parquet(id=[0])}[format]
+    good = {"json": b'{"id":0}', "csv": b"id\n0\n", "parquet": parquet(id=[0])}[format]
     lab.write(f"a.{format}", good, age_s=60)
     bad = lab.write(f"b.{suffix}", text[: len(text) // 2], age_s=50)
     lab.write(f"c.{format}", good, age_s=40)
@@ -180,9 +161,7 @@ def test_a_file_that_cannot_be_read_stops_after_the_rows_before_it(
         assert caught.value.code == "FILE_UNREADABLE"
         assert str(bad) in str(caught.value)
         assert ids(flow) == [0]
-    whole = {"json": gzip.compress(b'{"id":7}\n'), "csv": gzip.compress(b"id\n7\n"), "parquet": _parquet(id=[7])}[
-        format
-    ]
+    whole = {"json": gzip.compress(b'{"id":7}\n'), "csv": gzip.compress(b"id\n7\n"), "parquet": parquet(id=[7])}[format]
     write(bad, whole, age_s=30)
     run(lab.connector(), flow)
     assert ids(flow) == [0, 7, 0]

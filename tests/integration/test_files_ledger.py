@@ -25,11 +25,6 @@ from waxlake.stream.source import plan_partitions
 _SOURCE = "/data:"
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> FilesLab:
-    return FilesLab(tmp_path)
-
-
 def _files(first: int, count: int) -> list[FoundFile]:
     return [FoundFile(i * 1000, f"/data/{i:05d}.json", 10 + i) for i in range(first, first + count)]
 

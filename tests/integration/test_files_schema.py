@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.files_lab import FilesLab, Flow, ids, run
+from tests.integration.files_lab import FilesLab, Flow, ids, parquet, run
 from waxlake.stream.errors import DefinitionError, SchemaError, UserError
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> FilesLab:
-    return FilesLab(tmp_path)
-
-
-def _parquet(**columns: Any) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, row_group_size=3)
-    return sink.getvalue()
 
 
 def test_no_schema_and_no_file(lab: FilesLab) -> None:
@@ -90,8 +75,8 @@ def test_csv_inference(lab: FilesLab) -> None:
 
 def test_parquet_inference_from_footers(lab: FilesLab) -> None:
     lab.format, lab.schema = "parquet", None
-    lab.write("a.parquet", _parquet(id=pa.array([1], pa.int32()), t=pa.array([1], pa.timestamp("ns"))), age_s=90)
-    lab.write("b.parquet", _parquet(id=pa.array([2], pa.int64()), x=pa.array([1], pa.uint16()), ID=pa.array([5])))
+    lab.write("a.parquet", parquet(id=pa.array([1], pa.int32()), t=pa.array([1], pa.timestamp("ns"))), age_s=90)
+    lab.write("b.parquet", parquet(id=pa.array([2], pa.int64()), x=pa.array([1], pa.uint16()), ID=pa.array([5])))
     schema = lab.connector().resolve_schema()
     assert schema == pa.schema([("id", pa.int64()), ("t", pa.timestamp("us")), ("x", pa.int32())])
     flow = Flow()

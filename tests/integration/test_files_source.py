@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import os
 import shutil
@@ -14,40 +13,34 @@ from typing import Any
 
 import bytewax.operators as op
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, run_main
 
 from connectors.files import FilesSource
-from tests.integration.files_lab import PARTITION, FilesLab, Flow, ids, read, run, unbounded, write
+from tests.integration.files_lab import (
+    PARTITION,
+    FilesLab,
+    Flow,
+    ids,
+    numbered_rows,
+    parquet,
+    read,
+    run,
+    unbounded,
+    write,
+)
 from waxlake.stream.batch import Backlog, MicroBatch
 from waxlake.stream.errors import TerminalError
 from waxlake.stream.position import RowPosition
 from waxlake.stream.source import plan_partitions
 
-
-@pytest.fixture
-def lab(tmp_path: Path) -> FilesLab:
-    return FilesLab(tmp_path)
-
-
-def _parquet(**columns: Any) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, row_group_size=3)
-    return sink.getvalue()
-
-
-def _rows(first: int, count: int) -> list[dict[str, Any]]:
-    return [{"id": i, "name": f"n{i}"} for i in range(first, first + count)]
-
-
 # -- each file once ----------------------------------------------------------------------------------------------------
 
 
 def test_each_file_is_read_once_and_new_ones_later(lab: FilesLab) -> None:
-    lab.write("b.json", _rows(0, 3), age_s=30)
-    lab.write("sub/a.json", _rows(3, 2), age_s=20)
+    lab.write("b.json", numbered_rows(0, 3), age_s=30)
+    lab.write("sub/a.json", numbered_rows(3, 2), age_s=20)
     flow = Flow()
     state = run(lab.connector(), flow)
     assert ids(flow) == [0, 1, 2, 3, 4]
@@ -55,7 +48,7 @@ def test_each_file_is_read_once_and_new_ones_later(lab: FilesLab) -> None:
     assert state.identity.startswith(f"files:{lab.inbox}:@")
     run(lab.connector(), flow)
     assert ids(flow) == [0, 1, 2, 3, 4]
-    lab.write("a-new.json", _rows(5, 1), age_s=90)
+    lab.write("a-new.json", numbered_rows(5, 1), age_s=90)
     run(lab.connector(), flow)
     assert ids(flow) == [0, 1, 2, 3, 4, 5]
     assert flow.position == RowPosition(3).pack()
@@ -64,7 +57,7 @@ def test_each_file_is_read_once_and_new_ones_later(lab: FilesLab) -> None:
 def test_files_are_numbered_by_modification_time_then_path(lab: FilesLab) -> None:
     now = time.time()
     for name, age_s in (("z.json", 50), ("b.json", 40), ("a.json", 40), ("y.json", 10)):
-        path = lab.write(name, _rows(0, 1))
+        path = lab.write(name, numbered_rows(0, 1))
         os.utime(path, (int(now) - age_s, int(now) - age_s))
     lab.connector().inspect()
     rows = lab.ledger_rows()
@@ -91,13 +84,13 @@ def test_hidden_unfinished_and_empty_files_are_left_alone(lab: FilesLab) -> None
         ".git/x.json",
         "_delta_log/0.json",
     ):
-        lab.write(name, _rows(100, 1))
+        lab.write(name, numbered_rows(100, 1))
     empty = lab.write("later.json", b"")
-    lab.write("x.json", _rows(0, 1), age_s=70)
+    lab.write("x.json", numbered_rows(0, 1), age_s=70)
     flow = Flow()
     run(lab.connector(), flow)
     assert ids(flow) == [0]
-    write(empty, _rows(1, 1))
+    write(empty, numbered_rows(1, 1))
     run(lab.connector(), flow)
     assert ids(flow) == [0, 1]
 
@@ -129,12 +122,12 @@ def test_paths_and_globs(lab: FilesLab, path: str, options: dict[str, Any], name
 
 
 def test_only_later_files_when_existing_ones_are_not_included(lab: FilesLab) -> None:
-    lab.write("old.json", _rows(0, 2))
+    lab.write("old.json", numbered_rows(0, 2))
     flow = Flow()
     state = run(lab.connector(include_existing_files=False), flow)
     assert state.begin == {PARTITION: RowPosition(1).pack()}
     assert flow.rows == []
-    lab.write("new.json", _rows(2, 2))
+    lab.write("new.json", numbered_rows(2, 2))
     late = Flow()  # a flow that is added later starts where the source began
     for each in (flow, late):
         run(lab.connector(include_existing_files=False), each)
@@ -144,7 +137,7 @@ def test_only_later_files_when_existing_ones_are_not_included(lab: FilesLab) -> 
 def test_an_empty_folder_has_nothing_existing(lab: FilesLab) -> None:
     flow = Flow()
     run(lab.connector(include_existing_files=False), flow)
-    lab.write("new.json", _rows(0, 2))
+    lab.write("new.json", numbered_rows(0, 2))
     run(lab.connector(include_existing_files=False), Flow())
     run(lab.connector(include_existing_files=False), flow)
     assert ids(flow) == [0, 1]
@@ -163,7 +156,7 @@ def test_a_path_that_is_not_there_is_an_error(lab: FilesLab) -> None:
 
 
 def test_a_path_that_went_away_is_an_error_though_files_were_read(lab: FilesLab) -> None:
-    lab.write("a.json", _rows(0, 1))
+    lab.write("a.json", numbered_rows(0, 1))
     run(lab.connector(), Flow())
     connector = lab.connector()
     shutil.rmtree(lab.inbox)
@@ -204,7 +197,7 @@ def test_a_folder_that_may_not_be_read(lab: FilesLab) -> None:
 @pytest.mark.parametrize("format", ["json", "csv"])
 def test_compressed_files(lab: FilesLab, format: str, suffix: str, compress: Any) -> None:
     lab.format = format
-    rows = _rows(0, 50)
+    rows = numbered_rows(0, 50)
     text = (
         "".join(json.dumps(row) + "\n" for row in rows)
         if format == "json"
@@ -232,7 +225,7 @@ def test_json_records_that_are_none_keep_their_row(lab: FilesLab) -> None:
 
 def test_parquet_files_of_several_row_groups(lab: FilesLab) -> None:
     lab.format = "parquet"
-    lab.write("a.parquet", _parquet(id=list(range(10)), name=[str(i) for i in range(10)]))
+    lab.write("a.parquet", parquet(id=list(range(10)), name=[str(i) for i in range(10)]))
     for bounds in ({"max_rows_per_batch": 4}, {"max_bytes_per_batch": 1}, {}):
         flow = Flow()
         run(lab.connector(**bounds), flow)
@@ -240,8 +233,8 @@ def test_parquet_files_of_several_row_groups(lab: FilesLab) -> None:
 
 
 def test_the_metadata_column_is_there_when_selected(lab: FilesLab) -> None:
-    path = lab.write("d/a.json", _rows(0, 2))
-    other = lab.write("b.json", _rows(2, 1), age_s=30)
+    path = lab.write("d/a.json", numbered_rows(0, 2))
+    other = lab.write("b.json", numbered_rows(2, 1), age_s=30)
     flow = Flow()
     run(lab.connector(), flow, columns=["id", "_metadata"])
     assert set(flow.rows[0]) == {"id", "_metadata"}
@@ -260,7 +253,7 @@ def test_only_wanted_columns(lab: FilesLab, format: str) -> None:
     contents = {
         "json": b'{"id":1,"name":"a","more":1}',
         "csv": b"id,name,more\n1,a,1\n",
-        "parquet": _parquet(id=[1], name=["a"], more=[1]),
+        "parquet": parquet(id=[1], name=["a"], more=[1]),
     }
     lab.write(f"a.{format}", contents[format])
     flow = Flow()
@@ -272,7 +265,7 @@ def test_only_wanted_columns(lab: FilesLab, format: str) -> None:
 
 
 def test_backlog_and_read_counts(lab: FilesLab) -> None:
-    sizes = [lab.write(f"{i}.json", _rows(i, 2), age_s=50 - i).stat().st_size for i in range(3)]
+    sizes = [lab.write(f"{i}.json", numbered_rows(i, 2), age_s=50 - i).stat().st_size for i in range(3)]
     flow = Flow()
     run(lab.connector(max_rows_per_batch=2), flow)
     assert [batch.read for batch in flow.batches] == [2, 2, 2]
@@ -285,7 +278,7 @@ def test_backlog_and_read_counts(lab: FilesLab) -> None:
 
 def test_max_files_per_trigger_bounds_a_batch(lab: FilesLab) -> None:
     for i in range(5):
-        lab.write(f"{i}.json", _rows(i, 1), age_s=50 - i)
+        lab.write(f"{i}.json", numbered_rows(i, 1), age_s=50 - i)
     flow = Flow()
     run(lab.connector(max_files_per_trigger=2), flow)
     assert [batch.read for batch in flow.batches] == [2, 2, 1]
@@ -339,13 +332,13 @@ def test_a_name_that_is_no_text(lab: FilesLab) -> None:
 
 
 def test_links(lab: FilesLab) -> None:
-    lab.write("d/a.json", _rows(0, 1))
-    write(lab.root / "outside" / "b.json", _rows(1, 1))
+    lab.write("d/a.json", numbered_rows(0, 1))
+    write(lab.root / "outside" / "b.json", numbered_rows(1, 1))
     (lab.inbox / "d" / "loop").symlink_to(lab.inbox)
     (lab.inbox / "same").symlink_to(lab.inbox / "d")
     (lab.inbox / "out").symlink_to(lab.root / "outside")
     (lab.inbox / "dead.json").symlink_to(lab.root / "nowhere")
-    (lab.inbox / "file.json").symlink_to(write(lab.root / "elsewhere.json", _rows(2, 1)))
+    (lab.inbox / "file.json").symlink_to(write(lab.root / "elsewhere.json", numbered_rows(2, 1)))
     flow = Flow()
     run(lab.connector(), flow)
     assert sorted(ids(flow)) == [0, 1, 2]
@@ -355,7 +348,7 @@ def test_links(lab: FilesLab) -> None:
 
 
 def test_a_continuous_run_sees_what_arrives(lab: FilesLab) -> None:
-    lab.write("a.json", _rows(0, 2))
+    lab.write("a.json", numbered_rows(0, 2))
     connector = lab.connector()
     reader = connector.reader(unbounded(connector.inspect()), (PARTITION,), frozenset())
     flow = Flow(position=0)
@@ -363,7 +356,7 @@ def test_a_continuous_run_sees_what_arrives(lab: FilesLab) -> None:
     while len(flow.rows) < 8 and time.monotonic() < deadline_s:
         for batch in reader.read():
             flow.store(batch)
-            lab.write(f"n{written}.json", _rows(2 * written, 2))
+            lab.write(f"n{written}.json", numbered_rows(2 * written, 2))
             written += 1
         assert not reader.is_done
         time.sleep(0.005)
@@ -372,8 +365,8 @@ def test_a_continuous_run_sees_what_arrives(lab: FilesLab) -> None:
 
 
 def test_a_plain_dataflow(lab: FilesLab) -> None:
-    lab.write("a.json", _rows(0, 3), age_s=50)
-    lab.write("b.json", _rows(3, 3), age_s=40)
+    lab.write("a.json", numbered_rows(0, 3), age_s=50)
+    lab.write("b.json", numbered_rows(3, 3), age_s=40)
 
     def collect(**options: Any) -> list[MicroBatch]:
         out: list[MicroBatch] = []
@@ -395,7 +388,7 @@ def test_a_plain_dataflow(lab: FilesLab) -> None:
     assert [row["id"] for batch in batches for row in batch.table.to_pylist()] == list(range(6))
     assert batches[-1].is_last
     end = batches[-1].end
-    lab.write("c.json", _rows(6, 1), age_s=30)
+    lab.write("c.json", numbered_rows(6, 1), age_s=30)
     batches = collect(positions={PARTITION: end})
     assert [row["id"] for batch in batches for row in batch.table.to_pylist()] == [6]
     assert all(batch.start >= end for batch in batches)
@@ -405,7 +398,7 @@ def test_a_plain_dataflow(lab: FilesLab) -> None:
 
 def test_a_flow_that_is_behind_gets_what_it_lacks(lab: FilesLab) -> None:
     for i in range(4):
-        lab.write(f"{i}.json", _rows(i * 10, 10), age_s=50 - i)
+        lab.write(f"{i}.json", numbered_rows(i * 10, 10), age_s=50 - i)
     ahead, behind = Flow(), Flow()
     run(lab.connector(max_rows_per_batch=7), ahead, max_batches=3)
     run(lab.connector(max_rows_per_batch=9), behind, max_batches=1)
@@ -414,7 +407,7 @@ def test_a_flow_that_is_behind_gets_what_it_lacks(lab: FilesLab) -> None:
 
 
 def test_reading_nothing_new_touches_no_file(lab: FilesLab) -> None:
-    lab.write("a.json", _rows(0, 1))
+    lab.write("a.json", numbered_rows(0, 1))
     flow = Flow()
     state = run(lab.connector(), flow)
     version = lab.location.open().version()

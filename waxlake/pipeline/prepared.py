@@ -1,4 +1,4 @@
-"""A run ready to be handed to Bytewax: the pipeline checked and planned, and who is told what happens.
+"""A run ready to be handed to Bytewax: the pipeline checked, planned and compiled.
 
 Called by ``run_update`` and by ``flow``, the deployment under Bytewax's own runner.
 """
@@ -10,50 +10,37 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from bytewax.dataflow import Dataflow
 
-from sinks.delta import CommitReceipt
 from sinks.delta.protocol import new_run_number
-from waxlake.pipeline.changed import FlowHistory, definition_changes
 from waxlake.pipeline.check import CheckedGraph, check_graph
 from waxlake.pipeline.cluster import Cluster
 from waxlake.pipeline.column_changes import follow_columns
 from waxlake.pipeline.compile import build_dataflow
-from waxlake.pipeline.definitions import FilesRead
-from waxlake.pipeline.events import Event, backfill_from_commits, make_event, progress_events
+from waxlake.pipeline.completion import Completion
 from waxlake.pipeline.file_states import durable_positions
-from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text
 from waxlake.pipeline.full_refresh import finish_full_refreshes
-from waxlake.pipeline.graph import Dataset, Flow
 from waxlake.pipeline.lanes import Lanes
 from waxlake.pipeline.lease import Holder, UpdateLease
-from waxlake.pipeline.notify import Notifier
 from waxlake.pipeline.ownership import refuse_foreign_tables
 from waxlake.pipeline.pinned import pinned_versions
-from waxlake.pipeline.plan import (
-    Completion,
-    RunPlan,
-    SourceGroup,
-    claim_tables,
-    make_plan,
-    prepare_tables,
-    settle_files,
-    source_groups,
-)
+from waxlake.pipeline.plan import RunPlan, make_plan, settle_files
 from waxlake.pipeline.progress import Listener
 from waxlake.pipeline.quality import complete_quality
+from waxlake.pipeline.reports import Reporter, report_creation, report_plan
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.retry import survivors, to_retry
 from waxlake.pipeline.samples import OffenderSampler
 from waxlake.pipeline.selection import Selection
 from waxlake.pipeline.sinks import finish_batches
+from waxlake.pipeline.source_groups import SourceGroup, source_groups
 from waxlake.pipeline.source_warnings import report_warnings
 from waxlake.pipeline.spec import Spec
-from waxlake.pipeline.state import Emit, RunState
+from waxlake.pipeline.state import RunState
+from waxlake.pipeline.table_setup import claim_tables, prepare_tables
 from waxlake.pipeline.tables import LatestTables
 from waxlake.stream.errors import (
     InternalError,
@@ -66,7 +53,7 @@ from waxlake.stream.errors import (
 )
 from waxlake.stream.source import Confirming
 
-__all__ = ["PreparedRun", "UpdateResult", "prepare_run", "report_growth"]
+__all__ = ["PreparedRun", "UpdateResult", "prepare_run"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,82 +73,6 @@ class UpdateResult:
     duration_s: float = 0.0
 
 
-class _Reporter:
-    """Hands events to the event log and to every listener."""
-
-    def __init__(self, spec: Spec, update_id: str, listeners: Sequence[Listener]) -> None:
-        self._spec, self.update_id, self._listeners = spec, update_id, list(listeners)
-        self.rows: dict[str, int] = {}
-        self._held: list[Event] | None = None
-
-    def __call__(
-        self,
-        event_type: str,
-        message: str,
-        *,
-        level: str = "INFO",
-        dataset: str | None = None,
-        flow: str | None = None,
-        details: Mapping[str, Any] | None = None,
-        error: WaxlakeError | None = None,
-    ) -> None:
-        shown = None if error is None else {"code": error.code, "message": str(error)}
-        self.send(
-            make_event(
-                event_type,
-                message,
-                pipeline=self._spec.name,
-                update_id=self.update_id,
-                level=level,
-                dataset=dataset,
-                flow=flow,
-                details=details,
-                error=shown,
-            )
-        )
-
-    def planning_failed(self, error: WaxlakeError, *, is_tried_again: bool) -> None:
-        """Report an update that never ran, unless nobody has heard of it."""
-        if self._held is None and is_tried_again:
-            details = {"update_progress": {"state": "RESETTING", "cause": "RETRY_ON_FAILURE"}}
-            self("update_progress", f"{error} Trying again", level="WARN", details=details, error=error)
-        elif self._held is None:
-            self("update_progress", f"update FAILED: {error}", level="ERROR",
-                 details={"update_progress": {"state": "FAILED"}}, error=error)  # fmt: skip
-
-    def committed(self, receipt: CommitReceipt) -> None:
-        self.rows[receipt.table] = self.rows.get(receipt.table, 0) + receipt.rows
-        for event in progress_events(receipt, pipeline=self._spec.name, update_id=self.update_id):
-            self.send(event)
-
-    def send(self, event: Event) -> None:
-        if self._held is not None:
-            self._held.append(event)
-            return
-        for listener in self._listeners:
-            listener.on_event(event)
-
-    def attach_hooks(self, checked: CheckedGraph) -> None:
-        """Let the event hooks of the definitions hear of the update."""
-        for listener in self._listeners:
-            if isinstance(listener, Notifier):
-                listener.attach(checked.graph.event_hooks)
-
-    def hold(self) -> None:
-        """Keep events back until ``let_go``: whether this update begins at all is not known yet."""
-        self._held = []
-
-    def let_go(self) -> None:
-        """Hand on what was kept back, and every event from now on at once."""
-        held, self._held = self._held, None
-        for event in held or ():
-            self.send(event)
-
-    def state(self, state: str, message: str, *, level: str = "INFO") -> None:
-        """Report the state of the update."""
-        self("update_progress", message, level=level, details={"update_progress": {"state": state}})
-
-
 @dataclass(slots=True, kw_only=True)
 class PreparedRun:
     """A run ready to be handed to Bytewax, in one process.
@@ -177,7 +88,7 @@ class PreparedRun:
     dataflow: Dataflow
     plan: RunPlan
     state: RunState
-    report: _Reporter
+    report: Reporter
     completion: Completion
     checked: CheckedGraph
     groups: Sequence[SourceGroup]
@@ -381,7 +292,7 @@ def prepare_run(
             graphs.append(graph)
         return graphs[0]
 
-    report = _Reporter(spec, uuid.uuid4().hex if before is None else before.plan.update_id, listeners)
+    report = Reporter(spec, uuid.uuid4().hex if before is None else before.plan.update_id, listeners)
 
     is_first = cluster is None or cluster.process_id == 0
 
@@ -391,7 +302,7 @@ def prepare_run(
         if before is None:
             report.attach_hooks(here)
             report.hold()
-            _report_creation(report, here, mode, cause)
+            report_creation(report, here, mode, cause)
         _begin(report, lease)
         claims_first = claims or (lease is not None and lease.was_taken_over)
         made = _planned(here, report, is_bounded=mode == "triggered", claims=claims_first)
@@ -407,11 +318,11 @@ def prepare_run(
     if before is not None:
         report.rows = before.report.rows
     if is_first:
-        _report_plan(report, checked, plan, is_planned_again=before is not None)
+        report_plan(report, checked, plan, is_planned_again=before is not None)
         report.state("RUNNING", "update is RUNNING")
     _sample_offenders(checked, report)
     report_warnings(checked, report)
-    completion = Completion(checked, plan)
+    completion = Completion(checked, plan.marks)
     state = RunState(
         checked.graph,
         completion,
@@ -437,7 +348,7 @@ def prepare_run(
     )
 
 
-def _sample_offenders(checked: CheckedGraph, report: _Reporter) -> None:
+def _sample_offenders(checked: CheckedGraph, report: Reporter) -> None:
     """Let rows that break a rule be told of, unless the spec wants none."""
     samples = checked.graph.spec.samples
     sampler = OffenderSampler(samples, report) if samples.rows else None
@@ -449,9 +360,7 @@ def _sample_offenders(checked: CheckedGraph, report: _Reporter) -> None:
                 transform.on_offenders = sampler
 
 
-def _shared(
-    make: Callable[[], RunPlan], cluster: Cluster | None, report: _Reporter, *, is_tried_again: bool
-) -> RunPlan:
+def _shared(make: Callable[[], RunPlan], cluster: Cluster | None, report: Reporter, *, is_tried_again: bool) -> RunPlan:
     """Return the plan of process 0; what keeps it from planning is reported once."""
     try:
         return cluster.share(make) if cluster is not None else make()
@@ -472,7 +381,7 @@ def _note_failures(plan: RunPlan, groups: Sequence[SourceGroup], state: RunState
             raise failure
 
 
-def _planned(checked: CheckedGraph, report: _Reporter, *, is_bounded: bool, claims: bool) -> RunPlan:
+def _planned(checked: CheckedGraph, report: Reporter, *, is_bounded: bool, claims: bool) -> RunPlan:
     finish_full_refreshes(checked.graph)
     run_number = new_run_number()
     report.state("SETTING_UP_TABLES", "tables are made ready")
@@ -486,7 +395,7 @@ def _planned(checked: CheckedGraph, report: _Reporter, *, is_bounded: bool, clai
     return plan
 
 
-def _begin(report: _Reporter, lease: UpdateLease | None) -> None:
+def _begin(report: Reporter, lease: UpdateLease | None) -> None:
     """Take the lease, and say so; what happens before is told to nobody, for there may be no update at all."""
 
     def waits(holder: Holder) -> None:
@@ -498,91 +407,3 @@ def _begin(report: _Reporter, lease: UpdateLease | None) -> None:
         lease.ensure(waits)
     report.let_go()
     report.state("INITIALIZING", "update is planned")
-
-
-def _report_creation(report: _Reporter, checked: CheckedGraph, mode: str, cause: str) -> None:
-    asked: dict[str, Any] = {"mode": mode, "cause": cause}
-    if checked.selected is not None:
-        asked["full_refresh_selection" if checked.is_shadow else "refresh_selection"] = sorted(checked.selected)
-    report("create_update", f"update {report.update_id} starts ({mode})", details={"create_update": asked})
-    _report_unwidened(report, checked)
-
-
-def _report_unwidened(report: _Reporter, checked: CheckedGraph) -> None:
-    """Say once an update that types are not widened where that was asked for: nothing here writes it to a Delta table."""
-    for part in checked.flows:
-        if isinstance(part.read, FilesRead) and part.read.settings.evolution.endswith("type_widening"):
-            text = (
-                f"types of {part.connector.name} are not widened: Delta tables are written without type widening. "
-                "New columns are added; a value that does not fit its column stays in _rescued_data"
-            )
-            report("schema_evolution", text, level="WARN", dataset=part.flow.target, flow=part.flow.name)
-
-
-def _definition_facts(checked: CheckedGraph, dataset: Dataset, flow: Flow) -> dict[str, Any]:
-    text = flow_text(checked, dataset, flow)
-    return {
-        "inputs": list(flow.inputs),
-        "statics": list(flow.statics),
-        "definition": text,
-        "fingerprint": flow_fingerprint(text),
-    }
-
-
-def _report_changes(report: _Reporter, checked: CheckedGraph) -> None:
-    """Say what changed in the definitions since the tables' last commits; called before this update's are recorded."""
-    history = FlowHistory(checked.graph)
-    for dataset in checked.graph.datasets.values():
-        if dataset.location is None or dataset.kind == "quarantine" or not checked.is_selected(dataset.name):
-            continue
-        handle = dataset.location.open()
-        for flow in dataset.flows:
-            for change in definition_changes(checked, dataset, flow, handle, history):
-                what = f"the {change.aspect or 'definition'} of flow {flow.name} changed"
-                diff = "".join(f"\n  {line}" for line in change.diff)
-                report(
-                    "planning_information",
-                    f"{what}. {change.meaning}{diff}",
-                    dataset=dataset.name,
-                    flow=flow.name,
-                    details={"planning_information": {"change": asdict(change)}},
-                )
-
-
-def _report_plan(report: _Reporter, checked: CheckedGraph, plan: RunPlan, *, is_planned_again: bool) -> None:
-    if not (is_planned_again or checked.is_shadow):
-        _report_changes(report, checked)
-    spec = checked.graph.spec
-    for name in checked.graph.order:
-        dataset = checked.graph.datasets[name]
-        if dataset.kind == "quarantine":
-            continue
-        columns = [{"name": f.name, "type": str(f.type)} for f in checked.schemas[name]]
-        report(
-            "dataset_definition",
-            f"{dataset.kind} {name}",
-            dataset=name,
-            details={"dataset_definition": {"kind": dataset.kind, "where": dataset.where, "schema": columns}},
-        )
-        for flow in dataset.flows:
-            report(
-                "flow_definition",
-                f"flow {flow.name}: {', '.join((*flow.inputs, *flow.statics)) or 'no input'} → {name}",
-                dataset=name,
-                flow=flow.name,
-                details={"flow_definition": _definition_facts(checked, dataset, flow)},
-            )
-        if dataset.location is not None:
-            for event in backfill_from_commits(spec.events_location(), dataset.location, pipeline=spec.name):
-                report.send(event)
-    if not checked.is_shadow:
-        complete_quality(checked.graph)
-    for text in plan.skipped:
-        report("data_loss", text, level="WARN", details={"data_loss": {"skipped": text}})
-
-
-def report_growth(report: Emit, growth: Sequence[SchemaGrown]) -> None:
-    """Report the columns that sources have got, once each."""
-    for text, error in {error.what: error for error in growth}.items():
-        details = {"schema_evolution": {"added": error.facts.get("added"), "file": error.facts.get("file")}}
-        report("schema_evolution", f"{text}, {error.found}", details=details)

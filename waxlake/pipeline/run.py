@@ -15,8 +15,9 @@ from waxlake.pipeline.full_refresh import finish_full_refreshes, forget_position
 from waxlake.pipeline.lease import LeaseTerms, UpdateCanceled, UpdateLease
 from waxlake.pipeline.notify import Notifier
 from waxlake.pipeline.ownership import adopt_tables, refuse_foreign_tables
-from waxlake.pipeline.prepared import PreparedRun, UpdateResult, prepare_run, report_growth
+from waxlake.pipeline.prepared import PreparedRun, UpdateResult, prepare_run
 from waxlake.pipeline.progress import Listener
+from waxlake.pipeline.reports import report_growth
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.retry import back_off_s, failed_tables
 from waxlake.pipeline.selection import RESET_ALLOWED, Selection

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sinks.delta import CommitReceipt
+from waxlake.pipeline.completion import Completion
 from waxlake.pipeline.graph import Graph
-from waxlake.pipeline.plan import Completion, SourceGroup
+from waxlake.pipeline.source_groups import SourceGroup
 from waxlake.stream.clock import Clock
 from waxlake.stream.errors import CommitConflict, SchemaGrown, SourceChanged, TransientError, WaxlakeError
 

@@ -1,4 +1,4 @@
-"""A folder of files and one flow over it, for the tests of this folder."""
+"""A folder of files and a connector over it, as ``lab``; tests of databases have one of their own under that name."""
 
 from __future__ import annotations
 
