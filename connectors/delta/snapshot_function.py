@@ -77,7 +77,7 @@ class SnapshotFunction:
             found = self.function(last)
         except WaxlakeError:
             raise
-        except Exception as exc:
+        except Exception as exc:  # whatever a user's function raises is reported as that function's error
             raise self._wrong("SNAPSHOT_FUNCTION_FAILED", f"{type(exc).__name__}: {shorten(exc)}") from exc
         if found is None:
             return None

@@ -168,8 +168,8 @@ class FileJournal:
             self._handle = None
             time.sleep(min(0.01 * 2**attempt, 0.5))
             return False
-        except BaseException:
-            self._handle = None  # it may have landed: look before the next attempt
+        except BaseException:  # whatever it was, the commit may have landed: look before the next attempt
+            self._handle = None
             raise
         with delta_errors(f"refresh the {self._location.label}"):
             handle.update_incremental()

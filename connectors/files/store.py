@@ -200,7 +200,7 @@ def store_errors(what: str) -> Iterator[None]:
         raise
     except OSError as exc:
         raise mapped_error(what, exc) from exc
-    except Exception as exc:
+    except Exception as exc:  # clients' errors have no class in common; what is not theirs passes through
         if type(exc).__module__.partition(".")[0] in (
             "botocore",
             "aiobotocore",

@@ -158,7 +158,7 @@ class MySQLReader:
             self._loads.advance(max(self._positions.values(), default=0), self._last_transaction)
             batches = self._stream()
             return [*batches, *self._chunks(0.0 if batches else _WAIT_S)]
-        except BaseException:
+        except BaseException:  # whatever it was, the connections may be in the middle of something
             self._drop()
             self._loads.drop()
             raise

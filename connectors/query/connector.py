@@ -155,7 +155,7 @@ class QueryConnector:
             database.schema()  # says whether a cursor may be NULL, and that the table is still there
             ledger = QueryLedger(self._location, self.name)
             return Polls(self.settings, database, ledger, self.resolve_schema(), database.key()), ledger, database
-        except BaseException:
+        except BaseException:  # whatever it was, nobody else knows of the connection
             database.close()
             raise
 

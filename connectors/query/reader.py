@@ -91,7 +91,7 @@ class QueryReader:
         done, self._ahead = self._ahead, None
         try:
             found = done.result()
-        except BaseException:
+        except BaseException:  # whatever it was, the window is read again, from the position that was handed on
             self._windows, self._read_ahead = None, self._position
             raise
         if found is None:
@@ -108,7 +108,7 @@ class QueryReader:
             self._windows = self._walk()
         try:
             found = next(self._windows, None)
-        except BaseException:
+        except BaseException:  # whatever it was, the walk that it ended cannot go on
             self._windows = None
             raise
         if found is None:

@@ -12,16 +12,8 @@ import pytest
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.errors import SourceMoved, TransientError, WaxlakeError
-from waxlake.stream.source import (
-    PartitionedSource,
-    PartitionPlan,
-    ReadControl,
-    SourcePlan,
-    SourceRange,
-    SourceState,
-    plan_partitions,
-    spread,
-)
+from waxlake.stream.partitioned_source import PartitionedSource, ReadControl
+from waxlake.stream.source import PartitionPlan, SourcePlan, SourceRange, SourceState, plan_partitions, spread
 
 ROW_BYTES = 8
 
@@ -297,7 +289,7 @@ def test_a_partition_that_is_new_to_a_known_source_is_read_from_its_beginning() 
 
 @pytest.mark.parametrize("is_away", [False, True])
 def test_a_source_is_told_what_is_durable_while_it_is_read(monkeypatch: pytest.MonkeyPatch, is_away: bool) -> None:
-    monkeypatch.setattr("waxlake.stream.source._CONFIRM_S", 0.0)
+    monkeypatch.setattr("waxlake.stream.partitioned_source._CONFIRM_S", 0.0)
     connector = ConfirmingConnector(ListReader(), is_away=is_away)
 
     batches = drain(partition(connector, ReadControl(durable=lambda: {"0": 4})))

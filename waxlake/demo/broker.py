@@ -93,7 +93,7 @@ class EmbeddedBroker:
         child = ChildProcess(command, log_path=log_path, environment={"RUST_LOG": "warn"})
         try:
             child.wait_until(lambda: broker_answers(f"127.0.0.1:{port}"), timeout_s=self._start_timeout_s)
-        except BaseException:
+        except BaseException:  # an interrupt too must not leave the process behind
             child.kill()
             raise
         return child

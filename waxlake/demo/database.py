@@ -111,7 +111,7 @@ class FlightDatabase:
         except (ChildFailed, OSError, subprocess.SubprocessError) as exc:
             self.stop()
             raise DatabaseMissing(str(exc)) from exc
-        except BaseException:
+        except BaseException:  # an interrupt too must not leave the server behind
             self.stop()
             raise
         return self

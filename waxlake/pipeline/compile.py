@@ -39,7 +39,7 @@ from waxlake.pipeline.upkeep import needed_versions, report_maintenance
 from waxlake.stream.batch import MicroBatch
 from waxlake.stream.budget import ByteBudget
 from waxlake.stream.errors import InternalError, WaxlakeError
-from waxlake.stream.source import PartitionedSource, ReadControl
+from waxlake.stream.partitioned_source import PartitionedSource, ReadControl
 
 __all__ = ["build_dataflow", "step_id"]
 

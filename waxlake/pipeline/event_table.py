@@ -76,7 +76,7 @@ class EventTable:
             except CommitFailedError:
                 self._handle = None
                 time.sleep(random.uniform(0, 0.02 * 2 ** min(attempt, 5)))  # processes that collide part by chance
-            except BaseException:
+            except BaseException:  # whatever it was, the commit may have landed: look before the next attempt
                 self._handle = None
                 raise
         raise TransientError(

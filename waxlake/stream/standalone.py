@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from waxlake.stream.batch import MicroBatch
-from waxlake.stream.source import Connector, PartitionedSource, Relocating, SourceState, plan_partitions
+from waxlake.stream.partitioned_source import PartitionedSource
+from waxlake.stream.source import Connector, Relocating, SourceState, plan_partitions
 
 __all__ = ["Positions", "StandaloneSource"]
 
