@@ -2,10 +2,8 @@
 
 from waxlake import testing
 from waxlake.pipeline.auto_cdc import create_auto_cdc_flow, create_auto_cdc_from_snapshot_flow
-from waxlake.pipeline.declare import (
-    append_flow,
-    conf,
-    create_streaming_table,
+from waxlake.pipeline.declare import append_flow, conf, create_streaming_table, materialized_view, table, temporary_view
+from waxlake.pipeline.declare_expectations import (
     expect,
     expect_all,
     expect_all_or_drop,
@@ -14,9 +12,6 @@ from waxlake.pipeline.declare import (
     expect_or_drop,
     expect_or_fail,
     expect_or_quarantine,
-    materialized_view,
-    table,
-    temporary_view,
 )
 from waxlake.pipeline.declare_sinks import create_sink, foreach_batch_sink
 from waxlake.pipeline.hooks import on_event_hook

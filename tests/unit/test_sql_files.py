@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from waxlake.pipeline.declare import Registry, registering
 from waxlake.pipeline.definitions import FilesRead, KafkaRead, Query, SqlQuery, TableRead
+from waxlake.pipeline.registry import Registry, registering
 from waxlake.pipeline.sqlfile import load_sql_file
 from waxlake.pipeline.stream import Batch, Stream
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError

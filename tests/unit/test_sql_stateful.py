@@ -9,8 +9,8 @@ import pytest
 import waxlake as wl
 from sinks.state import Aggregate, Dedupe, Join
 from tests.unit.test_sql_files import only, refused
-from waxlake.pipeline.declare import Registry
 from waxlake.pipeline.definitions import Query, Select, Stateful, WatermarkStep, Where
+from waxlake.pipeline.registry import Registry
 from waxlake.pipeline.stream import Stream
 from waxlake.stream.errors import DefinitionError
 
@@ -155,8 +155,8 @@ def test_p82_joins_that_are_refused_show_their_place(
 
 
 def test_p80_another_dialect_quotes_names_in_its_own_way(tmp_path: Path) -> None:
-    from waxlake.pipeline.declare import registering
     from waxlake.pipeline.dialect import translated
+    from waxlake.pipeline.registry import registering
     from waxlake.pipeline.sqlfile import load_sql_file
 
     file = tmp_path / "d.sql"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from waxlake.pipeline.declare import register_flow
 from waxlake.pipeline.definitions import DatabaseRead, Expectation, FlowDefinition, Read, TableRead, calling_line
+from waxlake.pipeline.registry import register_flow
 from waxlake.pipeline.stream import Branch, Stream, as_schema, read_stream
 from waxlake.stream.ddl import DEFAULT, GENERATED
 from waxlake.stream.errors import DefinitionError

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, overload
 
-from waxlake.pipeline.declare import Rules, current_registry, function_line, register_dataset, rules_of
+from waxlake.pipeline.declare import function_line
+from waxlake.pipeline.declare_expectations import Rules, rules_of
 from waxlake.pipeline.definitions import DatasetDefinition, calling_line, located
+from waxlake.pipeline.registry import current_registry, register_dataset
 from waxlake.stream.errors import DefinitionError
 
 __all__ = ["create_sink", "foreach_batch_sink", "sink_from"]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from waxlake.pipeline.declare import Registry
 from waxlake.pipeline.definitions import DatabaseRead, DatasetDefinition, FilesRead, KafkaRead, Read, TableRead
 from waxlake.pipeline.given_rows import GivenRows, shape_of, typed_rows
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Graph, is_external, read_name
+from waxlake.pipeline.registry import Registry
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.delta_table import TableLocation, is_remote
 from waxlake.stream.errors import UsageError

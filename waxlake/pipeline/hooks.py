@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from waxlake.pipeline.declare import current_registry
 from waxlake.pipeline.definitions import EventHook, calling_line
+from waxlake.pipeline.registry import current_registry
 from waxlake.stream.errors import DefinitionError
 
 __all__ = ["on_event_hook"]

@@ -6,15 +6,13 @@ No data and no source is touched here.
 from __future__ import annotations
 
 import sys
-import threading
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from waxlake.pipeline.declare import Registry, registering
+from waxlake.pipeline.definition_files import import_path, line_in, load_file
 from waxlake.pipeline.definitions import (
     DatasetDefinition,
     Expect,
@@ -31,9 +29,12 @@ from waxlake.pipeline.definitions import (
 )
 from waxlake.pipeline.dialect import translated, translated_changes, translated_rules
 from waxlake.pipeline.expectations import check_scope
-from waxlake.pipeline.stateful_steps import keeps_late, replaces_rows
+from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph, is_external, read_name, resolve_path
+from waxlake.pipeline.order import circle, upstream_first
+from waxlake.pipeline.registry import Registry, registering
+from waxlake.pipeline.sql import referenced_tables
+from waxlake.pipeline.stateful_steps import keeps_late
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
-from waxlake.pipeline.table_reads import takes_changes
 from waxlake.stream.delta_table import unusable_sign
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
 from waxlake.stream.position import FENCE_APP_ID, fence_app_id
@@ -41,12 +42,8 @@ from waxlake.stream.settings import nearest
 
 if TYPE_CHECKING:
     from waxlake.pipeline.spec import Spec
-from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph, is_external, read_name, resolve_path
-from waxlake.pipeline.sql import referenced_tables
 
 __all__ = ["load_graph"]
-
-_SLOW_S = 15.0
 
 
 def load_graph(spec: Spec, adapt: Callable[[Registry], Registry] | None = None) -> Graph:
@@ -62,72 +59,10 @@ def load_graph(spec: Spec, adapt: Callable[[Registry], Registry] | None = None) 
     """
     registry = Registry(configuration=spec.configuration, dialect=spec.dialect, spec=spec)
     # What a user's file prints must not get between the lines of a command that is read by a machine.
-    with registering(registry), _import_path(spec.folder), redirect_stdout(sys.stderr):
+    with registering(registry), import_path(spec.folder), redirect_stdout(sys.stderr):
         for path in spec.definition_files():
-            if path.suffix == ".sql":
-                from waxlake.pipeline.sqlfile import load_sql_file
-
-                load_sql_file(path, registry)
-            else:
-                with _told_if_slow(path):
-                    _import_file(path)
+            load_file(path, registry)
         return _Resolver(spec, registry if adapt is None else adapt(registry)).graph()
-
-
-@contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
-    added = str(folder)
-    sys.path.insert(0, added)
-    try:
-        yield
-    finally:
-        if added in sys.path:
-            sys.path.remove(added)
-
-
-@contextmanager
-def _told_if_slow(path: Path) -> Iterator[None]:
-    """Say so if a definitions file does not come to its end: it loops, or waits for something."""
-    text = (
-        f"{path} has been running for {_SLOW_S:.0f} s: definitions are to declare, not to work. Ctrl-C twice stops it"
-    )
-    timer = threading.Timer(_SLOW_S, lambda: sys.stderr.write(f"{text}\n"))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _import_file(path: Path) -> None:
-    """Import one definitions file under a name of its own, always anew."""
-    name = f"_waxlake_definitions.{path.stem}_{abs(hash(str(path)))}"
-    module = types.ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module
-    try:
-        # Compiled here: bytecode of a file edited twice within a second would be that of its former text.
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    except WaxlakeError:
-        raise
-    except (Exception, SystemExit) as exc:  # whatever a user's file raises is reported as that file's error
-        raise DefinitionError(
-            f"cannot import the definitions: {type(exc).__name__}: {exc}",
-            where=_line_in(path, exc),
-            code="DEFINITIONS_FAILED",
-            remedy="Run the file with python to see the whole traceback",
-        ) from exc
-
-
-def _line_in(path: Path, exc: BaseException) -> str:
-    line = getattr(exc, "lineno", 0) if isinstance(exc, SyntaxError) else 0
-    trace = exc.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"{path}:{line or 1}"
 
 
 class _Resolver:
@@ -165,7 +100,7 @@ class _Resolver:
                     flows=(),
                 )
         graph = Graph(spec=self._spec, datasets=datasets, order=(), event_hooks=self._event_hooks)
-        return replace(graph, order=_topological(graph))
+        return replace(graph, order=upstream_first(graph))
 
     def _unique(self, definitions: Iterable[DatasetDefinition]) -> dict[str, DatasetDefinition]:
         unique: dict[str, DatasetDefinition] = {}
@@ -389,7 +324,7 @@ class _Resolver:
             yield branch
             return
         if view.name in self._visiting:
-            raise _cycle([*self._visiting, view.name], view.where)
+            raise circle([*self._visiting, view.name], view.where)
         self._visiting.append(view.name)
         relation = self._view_relation(view)
         rules: tuple[Step, ...] = ()
@@ -472,7 +407,7 @@ def _call(flow: FlowDefinition) -> Relation:
         path = Path(flow.where.rsplit(":", 1)[0])
         raise DefinitionError(
             f"the query function of '{flow.name}' failed: {type(exc).__name__}: {exc}",
-            where=_line_in(path, exc),
+            where=line_in(path, exc),
             code="QUERY_FUNCTION_FAILED",
         ) from exc
     if not isinstance(relation, Relation):
@@ -484,74 +419,3 @@ def _call(flow: FlowDefinition) -> Relation:
             expected="what wl.read_kafka, wl.read_files, wl.read_stream, wl.read or wl.sql return",
         )
     return relation
-
-
-def _topological(graph: Graph) -> tuple[str, ...]:
-    """Return the names upstream first; a cycle is an error, and so is a stream of what is not append-only."""
-    order: list[str] = []
-    path: list[str] = []
-
-    def visit(name: str) -> None:
-        if name in order:
-            return
-        if name in path:
-            raise _cycle([*path[path.index(name) :], name], graph.datasets[name].where)
-        path.append(name)
-        for upstream in graph.upstream(name):
-            visit(upstream)
-        path.pop()
-        order.append(name)
-
-    for name in graph.datasets:
-        visit(name)
-    for dataset in graph.datasets.values():
-        for flow in dataset.flows:
-            _check_streamable(graph, flow)
-    return tuple(order)
-
-
-def _check_streamable(graph: Graph, flow: Flow) -> None:
-    reads = [branch.read for branch in flow.branches]
-    changing = {read.name for read in reads if isinstance(read, TableRead) and takes_changes(read)}
-    for name in flow.inputs:
-        if name in changing:
-            continue
-        upstream = graph.datasets.get(name)
-        if upstream is not None and upstream.kind == "materialized_view":
-            raise DefinitionError(
-                f"flow '{flow.name}' cannot stream from materialized view '{name}'",
-                where=flow.where,
-                code="STREAM_OF_MATERIALIZED_VIEW",
-                found="a view whose rows are replaced at each refresh",
-                remedy="Read its changes with read_change_feed=True, or read it with wl.read or wl.sql",
-            )
-        if upstream is not None and upstream.kind == "table" and upstream.definition.is_merged:
-            raise DefinitionError(
-                f"flow '{flow.name}' cannot stream from '{name}': changes are merged into it",
-                where=flow.where,
-                code="STREAM_OF_MERGED_TABLE",
-                found="a table whose rows are updated and deleted",
-                remedy="Read its changes with read_change_feed=True, or read it with wl.read or wl.sql",
-            )
-        if upstream is not None and upstream.kind == "table" and any(map(replaces_rows, upstream.flows)):
-            raise DefinitionError(
-                f"flow '{flow.name}' cannot stream from '{name}': its aggregates are kept up to date",
-                where=flow.where,
-                code="STREAM_OF_MERGED_TABLE",
-                found="a table whose rows are replaced (mode='update')",
-                remedy="Read it with wl.read or wl.sql, or aggregate in windows with mode='append'",
-            )
-        if upstream is None and name == "query":
-            raise DefinitionError(
-                f"flow '{flow.name}' streams from a batch query", where=flow.where, code="BATCH_FOR_STREAMING_TABLE"
-            )
-
-
-def _cycle(path: Sequence[str], where: str) -> DefinitionError:
-    return DefinitionError(
-        "datasets read each other in a circle",
-        where=where,
-        code="CYCLE",
-        found=" → ".join(path),
-        remedy="Let one of them read a table outside the circle",
-    )

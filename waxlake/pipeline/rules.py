@@ -153,8 +153,8 @@ def _rows(source: Any) -> list[Any]:
         return list(source)
     if source.endswith(_FILES):
         return _of_file(source)
-    from waxlake.pipeline.declare import registry_spec
     from waxlake.pipeline.graph import is_external, resolve_path
+    from waxlake.pipeline.registry import registry_spec
     from waxlake.stream.delta_table import TableLocation
 
     spec = registry_spec()
@@ -190,7 +190,7 @@ def _of_file(path: str) -> list[Any]:
     import pyarrow.json as pa_json
     import pyarrow.parquet as pq
 
-    from waxlake.pipeline.declare import registry_spec
+    from waxlake.pipeline.registry import registry_spec
 
     spec = registry_spec()
     file = Path(path) if spec is None else spec.folder / path

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from waxlake.pipeline.declare import Registry
 from waxlake.pipeline.incremental.algebra import Keyed
 from waxlake.pipeline.incremental.reasons import REASONS, NotIncremental
 from waxlake.pipeline.incremental.refresh import Refresher, refresher_of
+from waxlake.pipeline.registry import Registry
 from waxlake.pipeline.view import ViewConnector
 from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import nearest

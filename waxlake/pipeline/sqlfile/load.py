@@ -15,9 +15,10 @@ from typing import Any, Final
 import pyarrow as pa
 
 from waxlake.pipeline.auto_cdc import create_auto_cdc_flow, create_auto_cdc_from_snapshot_flow
-from waxlake.pipeline.declare import Registry, check_options, definition_from, registry_dialect
+from waxlake.pipeline.declare import check_options, definition_from
 from waxlake.pipeline.declare_sinks import sink_from
 from waxlake.pipeline.definitions import Action, DatasetKind, Expectation, FlowDefinition, at_line
+from waxlake.pipeline.registry import Registry, registry_dialect
 from waxlake.pipeline.rules import limits
 from waxlake.pipeline.sqlfile.auto_cdc import auto_cdc_arguments, snapshot_arguments
 from waxlake.pipeline.sqlfile.cursor import Cursor
