@@ -18,7 +18,8 @@ from deltalake import write_deltalake
 
 from sinks.delta import DeltaTarget
 from sinks.delta.refreshing import RefreshSink
-from waxlake.pipeline.check import CheckedGraph, check_graph
+from waxlake.pipeline.check import check_graph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.resolve import load_graph
 from waxlake.pipeline.spec import load_spec
 from waxlake.pipeline.table_setup import prepare_tables

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.doubles import Doubles
     from waxlake.pipeline.event import Event
     from waxlake.pipeline.replay import ReplayResult

@@ -8,7 +8,8 @@ import pytest
 
 from sinks.delta.protocol import finish_quarantine
 from tests.e2e.project import Project
-from waxlake.pipeline.check import CheckedGraph, check_graph
+from waxlake.pipeline.check import check_graph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.completion import Completion
 from waxlake.pipeline.plan import make_plan
 from waxlake.pipeline.resolve import load_graph

@@ -15,7 +15,7 @@ from waxlake.pipeline.graph import Dataset, Flow
 from waxlake.stream.position import definition_app_id
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.graph import Graph
 
 __all__ = ["Change", "FlowHistory", "definition_changes"]

@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from sinks.delta.protocol import Committer
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import WithColumns
 from waxlake.stream.delta_table import FORGOTTEN, TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.engine import quote_name

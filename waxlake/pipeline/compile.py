@@ -20,7 +20,7 @@ from sinks.cdc.replacing import ReplacingSink
 from sinks.delta import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
 from sinks.delta.refreshing import RefreshSink
 from sinks.state import StatefulSink
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.pipeline.file_states import durable_positions
 from waxlake.pipeline.graph import Dataset
 from waxlake.pipeline.lanes import Lane, Lanes, LaneSink, Pending

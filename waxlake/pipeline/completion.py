@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from deltalake import DeltaTable
 
 from sinks.delta.protocol import is_quarantine_whole
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import Dataset
 from waxlake.pipeline.source_groups import SourceGroup, is_view

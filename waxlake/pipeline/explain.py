@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltalake import DeltaTable
 
 from waxlake.pipeline.changed import Change, FlowHistory, definition_changes
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.full_refresh import first_position
 from waxlake.pipeline.graph import Dataset, Flow

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from waxlake.pipeline.check import CheckedGraph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.commits import Commit, commits_since
 from waxlake.pipeline.completion import DurablePositions
 from waxlake.pipeline.definitions import FilesRead

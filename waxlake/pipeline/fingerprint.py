@@ -22,7 +22,7 @@ from waxlake.pipeline.graph import Dataset, Flow, read_name
 from waxlake.stream.position import identity_version
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
 
 __all__ = ["ASPECTS", "flow_fingerprint", "flow_text"]
 

@@ -27,7 +27,8 @@ from sinks.delta.files import stored_paths
 from sinks.delta.protocol import Committer, new_run_number
 from sinks.delta.swap import positions_of, swap_in
 from sinks.state.store import state_app_id
-from waxlake.pipeline.check import CheckedGraph, check_graph
+from waxlake.pipeline.check import check_graph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Graph
 from waxlake.pipeline.plan import sources_read

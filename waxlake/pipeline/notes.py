@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.stream.delta_table import stored_position
 from waxlake.stream.position import app_id, note_app_id
 from waxlake.stream.source import SourcePlan

@@ -15,7 +15,7 @@ from waxlake.pipeline.tables import PinnedTables
 from waxlake.stream.delta_table import TableLocation
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.graph import Flow
 
 __all__ = ["flow_tables", "pinned_versions"]

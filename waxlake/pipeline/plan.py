@@ -13,7 +13,7 @@ from typing import TypeAlias
 from deltalake import DeltaTable
 
 from sinks.delta.protocol import new_run_number
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.pipeline.completion import Completion, has_run_once, reads_dataset
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from bytewax.dataflow import Dataflow
 
 from sinks.delta.protocol import new_run_number
-from waxlake.pipeline.check import CheckedGraph, check_graph
+from waxlake.pipeline.check import check_graph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.cluster import Cluster
 from waxlake.pipeline.column_changes import follow_columns
 from waxlake.pipeline.compile import build_dataflow

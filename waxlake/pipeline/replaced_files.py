@@ -16,7 +16,7 @@ from waxlake.pipeline.graph import Dataset
 from waxlake.stream.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedFlow
+    from waxlake.pipeline.checked import CheckedFlow
 
 __all__ = ["check_replaced_files", "replace_column"]
 

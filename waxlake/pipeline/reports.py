@@ -11,7 +11,7 @@ from typing import Any
 
 from sinks.delta import CommitReceipt
 from waxlake.pipeline.changed import FlowHistory, definition_changes
-from waxlake.pipeline.check import CheckedGraph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.definitions import FilesRead
 from waxlake.pipeline.events import Event, backfill_from_commits, make_event, progress_events
 from waxlake.pipeline.fingerprint import flow_fingerprint, flow_text

@@ -10,7 +10,7 @@ from waxlake.pipeline.selection import is_stored
 from waxlake.stream.errors import UsageError, WaxlakeError
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.graph import Graph
     from waxlake.pipeline.spec import Spec
 

@@ -22,7 +22,8 @@ from typing import Any, Final
 from sinks.delta.log_state import read_state, txn_history
 from sinks.delta.protocol import new_run_number
 from sinks.delta.rewind import kept_rows, require_files, rewind_table
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph, check_graph
+from waxlake.pipeline.check import check_graph
+from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import FilesRead, TableRead
 from waxlake.pipeline.events import EventLog, make_event
 from waxlake.pipeline.full_refresh import decide, finish_full_refreshes

@@ -15,7 +15,7 @@ import pyarrow.fs as pa_fs
 from sinks.cdc.state import STATE_APP_ID, event_files
 from sinks.delta.log_state import LogState
 from sinks.state.store import state_app_id, state_files
-from waxlake.pipeline.check import CheckedGraph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.graph import Dataset
 from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.errors import TerminalError

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from sinks.delta.protocol import new_run_number
-from waxlake.pipeline.check import CheckedGraph, check_graph
+from waxlake.pipeline.check import check_graph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.cluster import run_processes
 from waxlake.pipeline.events import EventLog, make_event
 from waxlake.pipeline.full_refresh import finish_full_refreshes, forget_positions, refresh_in_full

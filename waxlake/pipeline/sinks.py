@@ -22,7 +22,7 @@ from waxlake.stream.errors import CommitConflict, DefinitionError, WaxlakeError
 from waxlake.stream.position import identity_version, owner_app_id
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.plan import RunPlan
     from waxlake.pipeline.spec import Spec
     from waxlake.pipeline.state import RunState

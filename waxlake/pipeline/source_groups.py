@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import MapBatches, TableRead, located
 from waxlake.stream.source import Connector, Sharing
 

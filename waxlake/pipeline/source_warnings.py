@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from waxlake.pipeline.check import CheckedGraph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.state import Emit
 from waxlake.stream.warnings import Warns
 

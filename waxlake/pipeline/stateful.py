@@ -29,7 +29,7 @@ from waxlake.stream.growth import merged_type
 from waxlake.stream.schema import delta_schema, no_rows
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedFlow, CheckedGraph
+    from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
     from waxlake.pipeline.graph import Dataset, Flow
 
 __all__ = ["StatefulPlan", "require_same_state", "stateful_flows", "stateful_plans", "with_inputs"]

@@ -15,7 +15,7 @@ from waxlake.stream.errors import DefinitionError
 from waxlake.stream.schema import no_rows
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.graph import Dataset, Flow
 
 __all__ = ["next_stage", "one_operator"]

@@ -10,7 +10,7 @@ from waxlake.pipeline.graph import Dataset
 from waxlake.stream.source import Connector
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
 
 __all__ = ["table_connector", "takes_changes"]
 

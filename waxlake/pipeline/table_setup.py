@@ -6,7 +6,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from sinks.batches import ledger_schema
 from sinks.delta.protocol import Committer, finish_quarantine
-from waxlake.pipeline.check import CheckedGraph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.columns import keep_declared, without_constraints
 from waxlake.pipeline.commits import refuse_restored
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset

@@ -16,7 +16,7 @@ from waxlake.stream.growth import added_fields, merge_schemas
 from waxlake.stream.schema import no_rows
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.sql import StaticTables
 
 __all__ = ["EmptyTables", "LatestTables", "PinnedTables"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinks.delta.maintenance import MaintenanceReport, NeededVersions
-from waxlake.pipeline.check import CheckedGraph
+from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import Dataset
 from waxlake.pipeline.state import Emit

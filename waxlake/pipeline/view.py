@@ -30,7 +30,7 @@ from waxlake.stream.source import Reader, SourcePlan, SourceRange, SourceState, 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.file_rows import FileRows
     from waxlake.pipeline.incremental.refresh import Refresher
 

@@ -216,7 +216,7 @@ def test_a_missing_file_stops_the_flow_or_is_left_out(pipeline: FilesPipeline) -
     gone = pipeline.land("b.json", 2, age_s=80)
     pipeline.land("c.json", 3, age_s=70)
     load_graph(pipeline.spec)
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
 
     graph = load_graph(pipeline.spec)
     CheckedGraph(graph).connector(graph.datasets["t"].flows[0].branches[0].read).inspect()  # numbered, not read

@@ -25,7 +25,7 @@ from waxlake.stream.engine import open_session, quote_name
 from waxlake.stream.schema import delta_schema
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import BatchQuery, CheckedGraph
+    from waxlake.pipeline.checked import BatchQuery, CheckedGraph
     from waxlake.pipeline.stream import Branch
 
 __all__ = ["Analysis", "analyse"]

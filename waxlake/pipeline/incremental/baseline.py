@@ -16,7 +16,7 @@ from waxlake.pipeline.incremental.reasons import NotIncremental
 from waxlake.stream.position import app_id, identity_version
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
 
 __all__ = ["Baseline", "baseline_of", "view_fingerprint"]
 

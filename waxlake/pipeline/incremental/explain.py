@@ -18,7 +18,7 @@ from waxlake.stream.errors import UsageError
 from waxlake.stream.settings import nearest
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.spec import Spec
 
 __all__ = ["ViewPlan", "explain_create", "explain_view", "is_explain_create"]

@@ -34,7 +34,7 @@ from waxlake.stream.growth import added_fields, merge_schemas
 from waxlake.stream.schema import cast_exact, compare_schemas, no_rows
 
 if TYPE_CHECKING:
-    from waxlake.pipeline.check import CheckedGraph
+    from waxlake.pipeline.checked import CheckedGraph
     from waxlake.pipeline.graph import Dataset
 
 __all__ = ["Decision", "Refresher", "refresher_of", "require_incremental"]
