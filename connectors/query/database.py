@@ -212,8 +212,7 @@ class Database:
 
                 compiled = statement.compile(dialect=DefaultDialect(paramstyle="qmark"))
                 values = [compiled.params[name] for name in compiled.positiontup or ()]
-                rows: list[Row] = self._duckdb().execute(str(compiled), values).fetchall()
-                return rows
+                return _fetched(self._duckdb().sql(str(compiled), params=values))
             found: list[Row] = list(self._connected().execute(statement))
             self._connected().rollback()  # each page is a transaction of its own: none stays open between polls
             return found
@@ -314,6 +313,15 @@ class Database:
         except Exception:  # noqa: BLE001 - a URL that cannot be read is not shown
             return "an unreadable URL"
         return shorten(text.replace(str(password), "***") if password else text, 300)
+
+
+def _fetched(found: Any) -> list[Row]:
+    """Return the rows of DuckDB. It makes Python values of times with a zone only where pytz is installed: Arrow does that."""
+    if "TIMESTAMP WITH TIME ZONE" not in map(str, found.types):
+        rows: list[Row] = found.fetchall()
+        return rows
+    table = found.to_arrow_table()
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 def _is_refusal(text: str) -> bool:

@@ -154,12 +154,15 @@ def fingerprints(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> np.n
     """
     if not len(table):
         return np.zeros(0, np.int64)
-    connection.register("t", table)
+    name = "t"
+    while name in {column.lower() for column in table.column_names}:  # the name of a column would stand for that alone
+        name += "_"
+    connection.register(name, table)
     try:
-        found = connection.sql("SELECT md5_number_lower(to_json(t)::VARCHAR) AS h FROM t").to_arrow_table()
+        found = connection.sql(f"SELECT md5_number_lower(to_json({name})::VARCHAR) AS h FROM {name}").to_arrow_table()
         return np.asarray(found.column("h").combine_chunks().to_numpy(zero_copy_only=False)).view(np.int64)
     finally:
-        connection.unregister("t")
+        connection.unregister(name)
 
 
 # -- cursors -----------------------------------------------------------------------------------------------------

@@ -132,10 +132,10 @@ def test_p04_the_reasons_are_documented() -> None:
 
 
 def test_w05_what_did_not_change_is_not_written(tmp_path: Path) -> None:
-    lab, checked = lab_of(tmp_path, {"v": "SELECT id, x FROM a", "g": GROUPED})
+    lab, checked = lab_of(tmp_path, {"v": "SELECT id, x, to_timestamp(x) AS at FROM a", "g": GROUPED})
     first = set(lab.table("v").file_uris())
     write_deltalake(lab.path("a"), rows_a(500, 3), mode="append")
-    lab.refresh(checked, "v")
+    assert lab.refresh(checked, "v")["mode"] == "INCREMENTAL"
     assert first < set(lab.table("v").file_uris())
     lab.input("a").optimize.compact()
     before = (lab.refresh(checked, "g"), set(lab.table("g").file_uris()))

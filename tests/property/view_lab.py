@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -139,4 +140,6 @@ def counted(table: pa.Table) -> Counter[tuple[Any, ...]]:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(timezone.utc)  # the name of its zone is another in a table than in DuckDB
     return repr(int(value) if isinstance(value, Decimal) else value)  # DuckDB hands a HUGEINT over as a decimal

@@ -47,7 +47,7 @@ def pairs_of(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     """Return the pairs of a repeatable option ``key=value``."""
     values = {}
     for text in texts or ():
-        key, separator, value = text.partition("=")
+        key, separator, value = (part.strip() for part in text.partition("="))
         if not separator or not key or not value:
             raise UsageError(f"option {option}", code="OPTION_INVALID", found=repr(text), expected="name=value")
         values[key] = value

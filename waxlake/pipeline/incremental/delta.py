@@ -105,7 +105,7 @@ class Deltas:
     def filled(self, text: str) -> str | None:
         """Return a temporary table with the rows of a query; None if there are none."""
         name = self.table(text)
-        return name if self.session.sql(f"FROM {name} LIMIT 1").fetchall() else None
+        return name if self.session.sql(f"SELECT 1 FROM {name} LIMIT 1").fetchall() else None
 
     def table(self, text: str) -> str:
         """Return a temporary table with the rows of a query."""

@@ -35,10 +35,10 @@ class SnapshotQuery:
                 f"CREATE TEMP MACRO last_snapshot_version() AS ({'NULL' if last is None else last})::BIGINT"
             )
             connection.execute(_LIST_FILES)
-            found = connection.execute(self.version).fetchall()
-            if not found or found[0][0] is None:
-                return None
-            return run_query(connection, self.rows), found[0][0]
+            # Not fetched as Python rows: DuckDB asks for pytz there when a time with a zone is among them.
+            found = connection.sql(self.version).to_arrow_table()
+            version = found.column(0)[0].as_py() if found.num_rows else None
+            return None if version is None else (run_query(connection, self.rows), version)
 
 
 _LIST_FILES = """
