@@ -8,9 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from tests.e2e.project import DEFINITIONS, Project
+from waxlake.pipeline.check import check_graph
+from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.spec import load_spec
+from waxlake.stream.errors import DefinitionError
 
 GOOD = """
 @wl.table
@@ -227,6 +233,27 @@ def test_duplicate_dataset(project: Project) -> None:
     definitions = GOOD + '\n@wl.table(name="orders")\ndef again():\n    return wl.read_stream("orders")\n'
     first = line_of(definitions, "def orders").rstrip(": ")
     refused(project, definitions, "DUPLICATE_DATASET", "'orders'", first, "append_flow", at="def again")
+
+
+def test_datasets_in_one_place(project: Project) -> None:
+    again = '\n@wl.table(path="{}")\ndef again():\n    return wl.read_stream("orders")\n'
+    refused(project, GOOD + again.format("lake/tables/default/orders"), "PATH_TAKEN", "'orders'", at="def again")
+    for path, said in (
+        ("./lake/tables/default/../default/orders/", "'orders'"),
+        ("lake/tables/default/orders/sub", "orders/sub in "),
+        ("lake/tables", "keeps"),
+        ("lake/events", "keeps"),
+        (".", "keeps"),
+    ):
+        project.define(GOOD + again.format(path))
+        with pytest.raises(DefinitionError, match=rf"'again' cannot lie .*{said}.*PATH_TAKEN"):
+            check_graph(load_graph(load_spec(project.folder)))
+
+    write_deltalake(str(project.folder / "out"), pa.table({"id": [1]}))
+    sink = '\nwl.create_sink("out", "delta", {"path": "out"})\n@wl.append_flow(target="out")\n'
+    project.define(GOOD + sink + 'def f():\n    return wl.read_stream("./out")\n')
+    with pytest.raises(DefinitionError, match="'out' streams from itself.*CYCLE"):
+        check_graph(load_graph(load_spec(project.folder)))
 
 
 def test_name_of_a_quarantine_table_is_taken(project: Project) -> None:

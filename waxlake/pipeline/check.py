@@ -15,6 +15,7 @@ from waxlake.pipeline.cleaned_files import check_cleaned_files
 from waxlake.pipeline.columns import check_constraints, derived_columns
 from waxlake.pipeline.definitions import FilesRead, TableRead, located
 from waxlake.pipeline.graph import Dataset, Flow, Graph, read_name
+from waxlake.pipeline.places import check_places
 from waxlake.pipeline.quarantine import quarantine_schema
 from waxlake.pipeline.replaced_files import check_replaced_files
 from waxlake.pipeline.sinks import check_sink
@@ -43,6 +44,7 @@ def check_graph(graph: Graph) -> CheckedGraph:
             Not retryable.
         SchemaError: A column of a type that Delta cannot hold. Not retryable.
     """
+    check_places(graph)
     checked = CheckedGraph(graph)
     for name in graph.order:
         dataset = graph.datasets[name]

@@ -39,7 +39,7 @@ def check_sink(checked: CheckedGraph, dataset: Dataset) -> None:
     target = dataset.definition.sink
     if target is None:
         return
-    graph, schema = checked.graph, checked.schemas[dataset.name]
+    schema = checked.schemas[dataset.name]
     if dataset.name in checked.stateful:
         raise DefinitionError(
             f"a flow with a stateful operator cannot feed sink '{dataset.name}'",
@@ -51,16 +51,6 @@ def check_sink(checked: CheckedGraph, dataset: Dataset) -> None:
         target.check(dataset.name, schema)
         if isinstance(target, DeltaTarget) and dataset.location is not None:
             target.check_stored(dataset.location, schema)
-    for other in graph.datasets.values():
-        places = {place.uri for place in (other.location, other.quarantine) if place is not None}
-        if other.name != dataset.name and dataset.location is not None and dataset.location.uri in places:
-            raise DefinitionError(
-                f"sink '{dataset.name}' writes where '{other.name}' lies",
-                where=dataset.where,
-                code="SINK_IS_A_TABLE",
-                found=dataset.location.uri,
-                remedy=f"Feed '{other.name}' with wl.append_flow(target='{other.name}')",
-            )
 
 
 def finish_batches(checked: CheckedGraph, run_number: int, *, is_bounded: bool) -> dict[str, WaxlakeError]:
