@@ -252,7 +252,7 @@ def test_datasets_in_one_place(project: Project) -> None:
     write_deltalake(str(project.folder / "out"), pa.table({"id": [1]}))
     sink = '\nwl.create_sink("out", "delta", {"path": "out"})\n@wl.append_flow(target="out")\n'
     project.define(GOOD + sink + 'def f():\n    return wl.read_stream("./out")\n')
-    with pytest.raises(DefinitionError, match="'out' streams from itself.*CYCLE"):
+    with pytest.raises(DefinitionError, match=r"'out' streams from itself.*CYCLE"):
         check_graph(load_graph(load_spec(project.folder)))
 
 

@@ -183,8 +183,12 @@ def test_duckdb(tmp_path: Path) -> None:
     path = tmp_path / "app.duckdb"
     lab = Lab(tmp_path, f"duckdb:///{path}")
     with duckdb.connect(str(path)) as database:
-        database.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, day DATE, price DECIMAL(9, 2), changed TIMESTAMP, t TIMESTAMPTZ)")
-        database.execute("INSERT INTO t VALUES (1, '2024-01-02', 1.5, '2024-01-01', '2024-01-01 02:00+02'), (2, NULL, NULL, NULL, NULL)")
+        database.execute(
+            "CREATE TABLE t (id BIGINT PRIMARY KEY, day DATE, price DECIMAL(9, 2), changed TIMESTAMP, t TIMESTAMPTZ)"
+        )
+        database.execute(
+            "INSERT INTO t VALUES (1, '2024-01-02', 1.5, '2024-01-01', '2024-01-01 02:00+02'), (2, NULL, NULL, NULL, NULL)"
+        )
     first, second = lab.read(look_back="1 minute")
     assert (first["id"], first["day"], first["price"], second["id"]) == (1, date(2024, 1, 2), Decimal("1.50"), 2)
     assert (first["t"], second["t"]) == (datetime(2024, 1, 1, tzinfo=timezone.utc), None)

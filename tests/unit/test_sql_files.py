@@ -9,6 +9,8 @@ import pytest
 
 from waxlake.pipeline.definitions import FilesRead, KafkaRead, Query, SqlQuery, TableRead
 from waxlake.pipeline.registry import Registry, registering
+from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.spec import load_spec
 from waxlake.pipeline.sqlfile import load_sql_file
 from waxlake.pipeline.stream import Batch, Stream
 from waxlake.stream.errors import DefinitionError, UsageError, WaxlakeError
@@ -202,6 +204,30 @@ def test_a_schema_in_use_goes_for_every_name(tmp_path: Path) -> None:
     assert "gold.c" in branch.steps[0].text
     assert "silver.a" in view.function().branches[0].read.text
     assert "silver.x" not in view.function().branches[0].read.text
+
+
+def test_the_schema_of_the_pipeline_may_be_written_out(tmp_path: Path) -> None:
+    (tmp_path / "waxlake.yml").write_text(
+        '{"name": "p", "storage": "lake", "schema": "bronze", "libraries": [{"glob": {"include": "f.sql"}}]}'
+    )
+    text = """CREATE MATERIALIZED VIEW raw AS SELECT 1 AS id;
+CREATE STREAMING TABLE orders AS SELECT * FROM STREAM read_stream('./elsewhere');
+USE SCHEMA gold;
+CREATE MATERIALIZED VIEW best AS SELECT bronze.raw.id, 'bronze.raw' AS t FROM bronze.raw JOIN "bronze".orders AS o USING (id);
+CREATE STREAMING TABLE copy AS SELECT * FROM STREAM(bronze.orders);
+CREATE FLOW more AS INSERT INTO bronze.orders BY NAME SELECT * FROM STREAM read_stream('./other');
+"""
+    (tmp_path / "f.sql").write_text(text)
+    datasets = load_graph(load_spec(tmp_path)).datasets
+    assert datasets["gold.best"].flows[0].statics == ("orders", "raw")
+    assert "'bronze.raw'" in datasets["gold.best"].flows[0].branches[0].read.text  # a text is no name
+    assert datasets["gold.copy"].flows[0].inputs == ("orders",)
+    assert [flow.name for flow in datasets["orders"].flows] == ["orders", "more"]
+
+    (tmp_path / "f.sql").write_text(text.replace("INTO bronze.orders", "INTO silver.orders"))
+    with pytest.raises(DefinitionError, match=r"f.sql:6:13: flow 'more' has no .*'silver.orders'") as caught:
+        load_graph(load_spec(tmp_path))
+    assert str(caught.value).endswith(f"  {text.splitlines()[5].replace('bronze', 'silver')}\n{' ' * 14}^")
 
 
 @pytest.mark.parametrize(

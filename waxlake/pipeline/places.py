@@ -1,7 +1,7 @@
 """Where datasets lie: each in a place of its own. Called when a graph is checked, before anything is read or written.
 
-Two tables in one folder would be one Delta table with two fences and two sets of positions, and a table within another one's folder
-is a set of unnamed files there, which that one's vacuum deletes.
+Two tables in one folder would be one Delta table with two fences and two sets of positions, and a table within another
+one's folder is a set of unnamed files there, which that one's vacuum deletes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ def _refuse_own_folders(dataset: Dataset, place: str, storage: str) -> None:
 def _refuse_circle(graph: Graph, dataset: Dataset, place: str) -> None:
     reads = [branch.read for flow in dataset.flows for branch in flow.branches if flow.inputs]
     for read in reads:
-        if isinstance(read, TableRead) and is_external(read.name) and _place(resolve_path(graph.spec, read.name)) == place:
+        if (
+            isinstance(read, TableRead)
+            and is_external(read.name)
+            and _place(resolve_path(graph.spec, read.name)) == place
+        ):
             raise DefinitionError(
                 f"'{dataset.name}' streams from itself",
                 where=read.where,

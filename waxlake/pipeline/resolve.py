@@ -31,6 +31,7 @@ from waxlake.pipeline.dialect import translated, translated_changes, translated_
 from waxlake.pipeline.expectations import check_scope
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph, is_external, read_name, resolve_path
 from waxlake.pipeline.order import circle, upstream_first
+from waxlake.pipeline.own_schema import in_own_schema, known_name
 from waxlake.pipeline.registry import Registry, registering
 from waxlake.pipeline.sql import referenced_tables
 from waxlake.pipeline.stateful_steps import keeps_late
@@ -70,9 +71,16 @@ class _Resolver:
 
     def __init__(self, spec: Spec, registry: Registry) -> None:
         self._spec = spec
-        self._extra_flows = registry.flows()
+        names = {definition.name for definition in registry.datasets()}
+        self._extra_flows = [
+            replace(flow, target=known_name(flow.target, spec.schema_name, names)) for flow in registry.flows()
+        ]
         self._event_hooks = tuple(registry.event_hooks)
         self._definitions = self._unique(registry.datasets())
+        self._known = {
+            *self._definitions,
+            *(n + QUARANTINE_SUFFIX for n, d in self._definitions.items() if _quarantines(d)),
+        }
         self._relations: dict[str, Relation] = {}
         self._visiting: list[str] = []
 
@@ -287,6 +295,9 @@ class _Resolver:
         if flow.name in self._relations:
             return self._relations[flow.name]
         relation = _call(flow)
+        schema, dialect = self._spec.schema_name, self._spec.dialect
+        own = tuple(in_own_schema(branch, schema, self._known, dialect) for branch in relation.branches)
+        relation = replace(relation, branches=own)
         wants_batch = definition.kind == "materialized_view"
         if definition.kind in ("table", "sink") and not isinstance(relation, Stream):
             kind = "sink" if definition.sink else "streaming table"
@@ -341,7 +352,7 @@ class _Resolver:
         return self._relation(flow, view)
 
     def _check_known(self, name: str, where: str) -> None:
-        known = {*self._definitions, *(n + QUARANTINE_SUFFIX for n, d in self._definitions.items() if _quarantines(d))}
+        known = self._known
         if name not in known and not is_external(name):
             raise DefinitionError(
                 f"unknown dataset '{name}'", where=where, code="UNKNOWN_DATASET", remedy=nearest(name, known)

@@ -22,6 +22,7 @@ A text reads: what failed, on which object: found …, expected …. What to do.
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 __all__ = [
@@ -94,6 +95,20 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!", "…")) else text + "."
 
 
+def _line_in_sql(where: str) -> str:
+    """Return the line of a place ``file.sql:line:column`` with a caret under it; nothing of any other place."""
+    match = re.fullmatch(r"(.+\.sql):(\d+):(\d+)", where, re.DOTALL)
+    if match is None:
+        return ""
+    try:
+        with open(match[1], encoding="utf-8-sig") as stream:
+            line = stream.read().splitlines()[int(match[2]) - 1]
+    except (OSError, UnicodeDecodeError, IndexError):
+        return ""
+    margin = "".join("\t" if c == "\t" else " " for c in line[: int(match[3]) - 1])
+    return f"  {line}\n  {margin}^"
+
+
 def _rebuild(kind: type[WaxlakeError], what: str, state: dict[str, Any]) -> WaxlakeError:
     return kind(what, **state)
 
@@ -113,14 +128,14 @@ class DefinitionError(UserError):
 
     Args:
         where: ``file:line`` of the definition, shown first.
-        snippet: The line itself with a caret under the place, shown last, or nothing.
+        snippet: The line itself with a caret under the place, shown last; read from a SQL file if it is not given.
     """
 
     def __init__(self, what: str, *, where: str = "", snippet: str = "", **rest: Any) -> None:
-        self.where, self.snippet = where, snippet
+        self.where, self.snippet = where, snippet or _line_in_sql(where)
         super().__init__(f"{where}: {what}" if where else what, **rest)
-        if snippet:
-            self.facts["snippet"] = snippet
+        if self.snippet:
+            self.facts["snippet"] = self.snippet
 
     def _text(self) -> str:
         return f"{super()._text()}\n{self.snippet}" if self.snippet else super()._text()
