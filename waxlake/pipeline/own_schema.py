@@ -44,7 +44,7 @@ def _shortened(text: str, schema: str, names: Collection[str], dialect: str) -> 
         return text
     from sqlglot import Dialect
     from sqlglot.errors import TokenError
-    from sqlglot.tokens import TokenType
+    from sqlglot.tokenizer_core import TokenType
 
     try:
         tokens = Dialect.get_or_raise(dialect).tokenize(text)

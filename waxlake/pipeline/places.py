@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import is_external, resolve_path
-from waxlake.pipeline.stream import TableRead
 from waxlake.stream.delta_table import is_remote
 from waxlake.stream.errors import DefinitionError
 
