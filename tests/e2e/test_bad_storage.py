@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -89,7 +91,7 @@ def test_storage_on_a_read_only_file_system(orders: Project) -> None:
     needs_root()
     lake = orders.folder / "lake"
     with mounted(lake, "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs"):
-        orders.waxlake("run").refused("STORAGE_NOT_WRITABLE", "of shop'", "Give this user the right to write there")
+        orders.waxlake("run").refused("STORAGE_NOT_WRITABLE", "of shop'", "Mount it for writing")
     orders.run()
     assert_exact(orders, 1)
 
@@ -101,7 +103,7 @@ def test_storage_that_became_read_only(orders: Project) -> None:
         orders.land("2.json", {"id": 2, "amount": 1.0})
         subprocess.run(["mount", "-o", "remount,ro", str(lake)], check=True)
         done = orders.waxlake("run")
-        done.refused("STORAGE_NOT_WRITABLE", "Give this user the right to write there")
+        done.refused("STORAGE_NOT_WRITABLE", "Mount it for writing")
         subprocess.run(["mount", "-o", "remount,rw", str(lake)], check=True)
         orders.run()
         assert_exact(orders, 2)
@@ -156,20 +158,44 @@ def test_disk_full_at_commit(orders: Project) -> None:
         assert_exact(orders, 5000)
 
 
-def test_disk_full_during_a_continuous_run(orders: Project) -> None:
-    """The table that cannot be written fails; the run goes on for the others until it is asked to end."""
+def test_continuous_run_outlives_a_disk_that_is_full_or_read_only_for_a_while(orders: Project) -> None:
     needs_root()
+    orders.spec(retry_wait="100ms")
     with mounted(orders.folder / "lake", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as lake:
         with orders.continuous() as run:
             run.await_rows("paid", 1)
             ballast = fill(lake)
-            orders.land("2.json", *({"id": n, "amount": n / 7} for n in range(2, 5001)))
-            run.await_status("FAILED", "orders")
+            orders.land("2.json", *({"id": n, "amount": n / 7} for n in range(2, 2501)))
+            failure = run.await_event(is_failure)
+            assert failure["error"]["code"] == "STORAGE_FULL"
+            assert "Free some space" in failure["message"]
             ballast.unlink()
-            run.terminate().refused("STORAGE_FULL", "Free some space and run again")
+            run.await_rows("paid", 2499)
+
+            remount(lake, "ro")
+            orders.land("3.json", *({"id": n, "amount": n / 7} for n in range(2501, 5001)))
+            failure = run.await_event(is_failure)
+            assert failure["error"]["code"] == "STORAGE_NOT_WRITABLE"
+            assert "Mount it for writing" in failure["message"]
+            remount(lake, "rw")
+            run.await_rows("paid", 2500)
+            assert run.terminate().code == 0
 
         orders.run()
         assert_exact(orders, 5000)
+
+
+def is_failure(event: dict[str, Any]) -> bool:
+    """Return whether a table or its source cannot go on for now."""
+    return event["dataset"] is not None and event["error"] is not None
+
+
+def remount(place: Path, how: str) -> None:
+    """Mount a file system another way, once nobody is in the middle of writing a file there."""
+    deadline_s = time.monotonic() + 30
+    while (done := subprocess.run(["mount", "-o", f"remount,{how}", str(place)], capture_output=True)).returncode != 0:
+        assert time.monotonic() < deadline_s, done.stderr
+        time.sleep(0.01)
 
 
 # -- tables that someone else changed between two runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 
 import pyarrow as pa
 import pytest
@@ -197,6 +198,20 @@ def test_a_transient_error_is_retried_and_reported() -> None:
     assert [n for b in batches for n in b.table.column("n").to_pylist()] == list(range(10))
     assert len(waits) == 2
     assert waits[0] < waits[1]
+
+
+def test_a_source_that_waits_for_its_next_attempt_holds_up_no_epoch() -> None:
+    """Epochs of a run end only when every source was asked: one that is away is asked again at once, and tells how far it is."""
+    reader = ListReader(errors=[TransientError("away", code="AWAY")] * 3)
+    reading = partition(reader, ReadControl(heartbeat_s=0.0))
+    (opening,) = reading.next_batch()
+    beats: list[MicroBatch] = []
+    while reader.errors:
+        beats += reading.next_batch()
+        awake_at = reading.next_awake()
+        assert awake_at is not None
+        assert awake_at - datetime.now(timezone.utc) < timedelta(milliseconds=100)
+    assert {(b.start, b.end, b.table.num_rows) for b in beats} == {(opening.start, opening.start, 0)}
 
 
 def test_a_transient_error_that_stays_ends_a_bounded_read() -> None:

@@ -27,7 +27,7 @@ from waxlake.pipeline.transform import Transform, mentioned
 from waxlake.pipeline.trigger import VIEW_INTERVAL_S, own_interval_s
 from waxlake.stream.changes import UNCHANGED_COLUMNS
 from waxlake.stream.delta_table import arrow_schema
-from waxlake.stream.errors import DefinitionError
+from waxlake.stream.errors import DefinitionError, TransientError
 from waxlake.stream.growth import merged_type
 from waxlake.stream.schema import compare_schemas, delta_schema, no_rows
 from waxlake.stream.source import Sharing
@@ -36,8 +36,12 @@ from waxlake.stream.table_properties import order_columns
 __all__ = ["check_graph"]
 
 
-def check_graph(graph: Graph) -> CheckedGraph:
+def check_graph(graph: Graph, *, known: Sequence[CheckedFlow] = ()) -> CheckedGraph:
     """Compile every query of a graph, upstream first.
+
+    Args:
+        graph: The pipeline.
+        known: Its flows as they were checked before: a source that does not answer now is taken to be as it was then.
 
     Raises:
         DefinitionError: An unknown column, a type error, flows of one table that do not fit together; names file and line.
@@ -45,7 +49,7 @@ def check_graph(graph: Graph) -> CheckedGraph:
         SchemaError: A column of a type that Delta cannot hold. Not retryable.
     """
     check_places(graph)
-    checked = CheckedGraph(graph)
+    checked = CheckedGraph(graph, known=known)
     for name in graph.order:
         dataset = graph.datasets[name]
         if dataset.kind == "quarantine":
@@ -65,6 +69,7 @@ def check_graph(graph: Graph) -> CheckedGraph:
             check_constraints(dataset.definition, checked.schemas[name])
         _check_stored(checked, dataset)
     check_cleaned_files(graph, checked.file_settings)
+    checked.known = ()
     return checked
 
 
@@ -97,7 +102,7 @@ def _check_table(checked: CheckedGraph, dataset: Dataset) -> None:
 
 def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch: Branch) -> CheckedFlow:
     fixed = _fixed_columns(dataset, flow, branch)
-    connector = checked.connector(branch.read, fixed=fixed)
+    connector, away = checked.connector(branch.read, fixed=fixed), None
     if flow.once and isinstance(connector, Sharing):
         raise DefinitionError(
             f"flow '{flow.name}' cannot run once: it would need a slot of its own in the log of its database",
@@ -105,7 +110,15 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
             code="NOT_AVAILABLE",
             remedy="Leave out once=True: the first load of a table is read once anyway",
         )
-    empty = connector.empty()
+    try:
+        empty = connector.empty()
+        partitions = connector.takes() if isinstance(connector, Sharing) else None
+    except TransientError as error:
+        before = _known_part(checked, flow, branch)
+        if before is None:
+            raise
+        away, connector = error, before.connector
+        empty, partitions = before.empty, before.partitions
     expectations = tuple(rule for rule in flow_expectations(dataset, flow) if rule.scope != "key")
     rules = [rule.sql for rule in expectations]
     steps = split_steps(branch.steps, connector.metadata_columns)
@@ -140,10 +153,17 @@ def _compiled_branch(checked: CheckedGraph, dataset: Dataset, flow: Flow, branch
         transform=transform,
         columns=frozenset(visible),
         gates=gates,
-        partitions=connector.takes() if isinstance(connector, Sharing) else None,
+        partitions=partitions,
         fixed=fixed,
         side=steps.operator.side if steps.operator is not None else 0,
+        empty=empty,
+        away=away,
     )
+
+
+def _known_part(checked: CheckedGraph, flow: Flow, branch: Branch) -> CheckedFlow | None:
+    """Return the read of a flow as it was checked before; None if it is another one now."""
+    return next((part for part in checked.known if part.flow.name == flow.name and part.read == branch.read), None)
 
 
 def _columns_of_changes(flow: Flow, metadata_columns: Sequence[str]) -> frozenset[str]:
@@ -304,6 +324,7 @@ def _view_flow(checked: CheckedGraph, dataset: Dataset, query: BatchQuery) -> Ch
         transform=transform,
         columns=frozenset(query.schema.names),
         gates=gates,
+        empty=transform.source,
     )
 
 

@@ -23,6 +23,7 @@ from waxlake.pipeline.table_reads import table_connector
 from waxlake.pipeline.transform import Outcome, Transform
 from waxlake.stream.delta_table import TableLocation, arrow_schema
 from waxlake.stream.engine import open_session, quote_name
+from waxlake.stream.errors import TransientError
 from waxlake.stream.schema import no_rows
 from waxlake.stream.source import Connector
 
@@ -46,6 +47,8 @@ class CheckedFlow:
         partitions: Source partitions whose batches it takes; None for all.
         fixed: Declared columns of its table, where that keeps the source from adding any; None otherwise.
         side: Number of the input of the flow's stateful operator that it feeds.
+        empty: No rows, with every column of the source.
+        away: Why the source could not be asked now: it is as it was when it was checked before.
     """
 
     flow: Flow
@@ -57,6 +60,8 @@ class CheckedFlow:
     partitions: frozenset[str] | None = None
     fixed: pa.Schema | None = None
     side: int = 0
+    empty: pa.Table
+    away: TransientError | None = None
 
     def takes(self, partition: str) -> bool:
         """Return whether the flow takes the batches of a source partition."""
@@ -161,6 +166,7 @@ class CheckedGraph:
     selected: frozenset[str] | None = None
     is_shadow: bool = False
     refreshers: dict[str, Any] = field(default_factory=dict)
+    known: Sequence[CheckedFlow] = ()
 
     def is_selected(self, name: str) -> bool:
         """Return whether the update brings a dataset up to date."""

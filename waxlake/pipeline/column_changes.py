@@ -43,7 +43,7 @@ def follow_columns(checked: CheckedGraph, run_number: int) -> None:
         return
     parts: dict[str, list[CheckedFlow]] = {}
     for part in checked.selected_flows:
-        if isinstance(part.connector, Backfilling):
+        if isinstance(part.connector, Backfilling) and part.away is None:
             parts.setdefault(part.flow.target, []).append(part)
     for name, fed in parts.items():
         location = checked.graph.datasets[name].location

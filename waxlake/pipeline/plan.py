@@ -88,11 +88,14 @@ _Seen: TypeAlias = "list[tuple[SourceGroup, SourceState | ExternalError]]"
 """What the sources of a plan held when they were looked at."""
 
 
-def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool, run_number: int) -> RunPlan:
+def make_plan(
+    checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounded: bool, run_number: int, has_begun: bool = False
+) -> RunPlan:
     """Look at every source and every target, and decide what to read.
 
     A source that cannot be read, or no longer holds what a table needs next, is noted in ``failures``; the others are
-    planned. A run that is to go on for ever does not start without one of its sources.
+    planned. A run that is to go on for ever does not start without one of its sources; one that has begun goes on without
+    those that do not answer.
 
     Raises:
         ExternalError: A source of a continuous run cannot be read.
@@ -111,9 +114,12 @@ def make_plan(checked: CheckedGraph, groups: Sequence[SourceGroup], *, is_bounde
         if group.is_once and all(has_run_once(checked, part) for part in group.flows):
             continue
         try:
+            away = next((part.away for part in group.flows if part.away is not None), None)
+            if away is not None:
+                raise away
             plan.sources[group.key] = _planned_or_anew(checked, group, seen, plan)
         except ExternalError as error:
-            if not is_bounded:
+            if not (is_bounded or (has_begun and error.is_retryable)):
                 raise
             plan.failures[group.key] = error
             for part in group.flows:  # a mark that nobody reaches: what depends on this flow is not up to date

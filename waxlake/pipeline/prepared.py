@@ -115,10 +115,11 @@ class PreparedRun:
 
     @property
     def to_retry(self) -> tuple[str, ...]:
-        """The tables that failed for a reason that may pass, and those that waited for them."""
-        if self.state.is_stopping or not any(error.is_retryable for error in self.state.failures.values()):
+        """The tables that failed for a reason that may pass, or were set aside, and those that waited for them."""
+        failures = {**self.state.aside, **self.state.failures}
+        if self.state.is_stopping or not any(error.is_retryable for error in failures.values()):
             return ()
-        return to_retry(self.checked.graph, self.state.failures, self.state.skipped)
+        return to_retry(self.checked.graph, failures, self.state.skipped)
 
     def retry_selection(self, selection: Selection) -> Selection:
         """Return what the next attempt takes: what failed for a reason that may pass; in a continuous run whatever can go on."""
@@ -255,6 +256,7 @@ def prepare_run(
     lease: UpdateLease | None = None,
     cause: str = "USER_ACTION",
     is_tried_again: bool = False,
+    recheck_s: float | None = None,
 ) -> PreparedRun:
     """Load, check and plan an update, and compile it.
 
@@ -273,6 +275,8 @@ def prepare_run(
         lease: Taken before anything is written; None if the caller holds it.
         cause: Why the update was started.
         is_tried_again: Whether the caller tries again what cannot be planned for a reason that may pass.
+        recheck_s: Seconds after which a continuous run that has begun plans again what was away when it was planned; None if it
+            does not go on without.
 
     Raises:
         UpdateCanceled: The process was asked to stop while it waited for its turn.
@@ -288,7 +292,7 @@ def prepare_run(
         if not graphs:
             loaded = load_graph(spec)
             refuse_foreign_tables(loaded)
-            graph = check_graph(loaded)
+            graph = check_graph(loaded, known=() if before is None else before.checked.flows)
             graph.selected = refresh.tables(graph.graph) if refresh is not None else None
             graphs.append(graph)
         return graphs[0]
@@ -306,7 +310,8 @@ def prepare_run(
             report_creation(report, here, mode, cause)
         _begin(report, lease)
         claims_first = claims or (lease is not None and lease.was_taken_over)
-        made = _planned(here, report, is_bounded=mode == "triggered", claims=claims_first)
+        has_begun = before is not None and recheck_s is not None
+        made = _planned(here, report, is_bounded=mode == "triggered", claims=claims_first, has_begun=has_begun)
         made.pinned = pinned_versions(here, is_bounded=made.is_bounded) if before is None else before.plan.pinned
         return made
 
@@ -333,7 +338,7 @@ def prepare_run(
         is_bounded=plan.is_bounded,
         isolates=isolates,
     )
-    _note_failures(plan, groups, state)
+    _note_failures(plan, groups, state, recheck_s)
     tables = LatestTables(checked)
     lanes = Lanes() if isolates and len(plan.sources) > 1 else None  # one source has nobody to hold back
     return PreparedRun(
@@ -371,18 +376,17 @@ def _shared(make: Callable[[], RunPlan], cluster: Cluster | None, report: Report
         raise
 
 
-def _note_failures(plan: RunPlan, groups: Sequence[SourceGroup], state: RunState) -> None:
-    """Let what failed while it was planned be failed; what stands alone goes on."""
-    for group in groups:
-        error = plan.failures.get(group.key)
-        if error is not None and not state.fail_group(group, error):
+def _note_failures(plan: RunPlan, groups: Sequence[SourceGroup], state: RunState, recheck_s: float | None) -> None:
+    """Let what failed while it was planned be failed, or set aside for a while; what stands alone goes on."""
+    failed = [(part.flow.target, plan.failures[g.key]) for g in groups if g.key in plan.failures for part in g.flows]
+    for name, error in [*failed, *plan.sink_failures.items()]:
+        if not plan.is_bounded and error.is_retryable and recheck_s is not None:
+            state.set_aside(name, error, recheck_s)
+        elif not state.fail(name, error):
             raise error
-    for name, failure in plan.sink_failures.items():
-        if not state.fail(name, failure):
-            raise failure
 
 
-def _planned(checked: CheckedGraph, report: Reporter, *, is_bounded: bool, claims: bool) -> RunPlan:
+def _planned(checked: CheckedGraph, report: Reporter, *, is_bounded: bool, claims: bool, has_begun: bool) -> RunPlan:
     finish_full_refreshes(checked.graph)
     run_number = new_run_number()
     report.state("SETTING_UP_TABLES", "tables are made ready")
@@ -390,9 +394,10 @@ def _planned(checked: CheckedGraph, report: Reporter, *, is_bounded: bool, claim
     if claims:
         claim_tables(checked, run_number)
     follow_columns(checked, run_number)
-    plan = make_plan(checked, source_groups(checked), is_bounded=is_bounded, run_number=run_number)
+    groups = source_groups(checked)
+    plan = make_plan(checked, groups, is_bounded=is_bounded, run_number=run_number, has_begun=has_begun)
     plan.update_id = report.update_id
-    plan.sink_failures = finish_batches(checked, run_number, is_bounded=is_bounded)
+    plan.sink_failures = finish_batches(checked, run_number, is_bounded=is_bounded, has_begun=has_begun)
     return plan
 
 

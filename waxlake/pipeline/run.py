@@ -194,6 +194,7 @@ def _update(
                     before=run,
                     lease=lease,
                     is_tried_again=attempt < retries or (is_endless and run is not None),
+                    recheck_s=back_off_s(spec, attempt) if is_endless else None,
                 )
             except TransientError as error:
                 if attempt >= retries and not (is_endless and run is not None):
@@ -216,7 +217,9 @@ def _update(
                 lost = lost or run.first_lost
                 selection = run.retry_selection(selection)
                 attempt = 0 if run.age_s > spec.retry_max_wait else attempt
-                _wait_for_retry(run, back_off_s(spec, attempt), stopping)
+                _wait_for_retry(
+                    run, back_off_s(spec, attempt) if run.state.failures else run.state.recheck_in_s, stopping
+                )
                 attempt += 1
             else:
                 return run.finish(lost)

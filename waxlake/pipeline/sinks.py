@@ -53,7 +53,9 @@ def check_sink(checked: CheckedGraph, dataset: Dataset) -> None:
             target.check_stored(dataset.location, schema)
 
 
-def finish_batches(checked: CheckedGraph, run_number: int, *, is_bounded: bool) -> dict[str, WaxlakeError]:
+def finish_batches(
+    checked: CheckedGraph, run_number: int, *, is_bounded: bool, has_begun: bool = False
+) -> dict[str, WaxlakeError]:
     """Hand over what an earlier run had decided to, and was stopped before it knew that it was done.
 
     Called by the process that plans, after the tables are there.
@@ -62,7 +64,8 @@ def finish_batches(checked: CheckedGraph, run_number: int, *, is_bounded: bool) 
         Sink to why it could not; the others are done.
 
     Raises:
-        WaxlakeError: The same, in a run that is to go on for ever.
+        WaxlakeError: The same, in a run that is to go on for ever; one that has begun goes on without a sink that does not
+            answer, and does not wait for it.
     """
     failures: dict[str, WaxlakeError] = {}
     for name in checked.graph.order:
@@ -70,14 +73,14 @@ def finish_batches(checked: CheckedGraph, run_number: int, *, is_bounded: bool) 
         if not dataset.has_ledger or dataset.location is None or not checked.is_selected(name):
             continue
         assert dataset.definition.sink is not None
-        patience = Patience(give_up_after_s=checked.graph.spec.give_up_after)
+        patience = Patience(give_up_after_s=0.0 if has_begun else checked.graph.spec.give_up_after)
         delivery = Delivery(dataset.location, dataset.definition.sink.handoff(name), patience)
         try:
             delivery.finish(Committer(dataset.location, f"finish-{run_number}", run_number))
         except CommitConflict:
             raise
         except WaxlakeError as error:
-            if not is_bounded:
+            if not (is_bounded or (has_begun and error.is_retryable)):
                 raise
             failures[name] = error
         finally:

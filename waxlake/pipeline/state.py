@@ -66,6 +66,8 @@ class RunState:
         self._lock = threading.Lock()
         self.failures: dict[str, WaxlakeError] = {}
         self.skipped: set[str] = set()
+        self.aside: dict[str, WaxlakeError] = {}
+        self._recheck_at_s: float | None = None
         self.growth: list[SchemaGrown] = []
         self._open_groups: set[str] = set()
         self._looked_at_s: dict[str, float] = {}
@@ -98,11 +100,25 @@ class RunState:
             self._has_told_stop = True
             self.emit("update_progress", "update is STOPPING: what was read is committed",
                        details={"update_progress": {"state": "STOPPING"}})  # fmt: skip
+        if self._recheck_at_s is not None and self._clock.now_s() >= self._recheck_at_s:
+            self.drain()
         return self._draining.is_set() or self._stopping.is_set()
+
+    @property
+    def recheck_in_s(self) -> float:
+        """Seconds until what was set aside is looked at again; 0 if nothing was, or it is time."""
+        return 0.0 if self._recheck_at_s is None else max(0.0, self._recheck_at_s - self._clock.now_s())
+
+    def set_aside(self, dataset: str, error: WaxlakeError, recheck_s: float) -> None:
+        """Go on without a dataset whose source or target does not answer; later the run drains, to be planned again with it."""
+        self.aside.setdefault(dataset, error)
+        self._recheck_at_s = self._clock.now_s() + recheck_s
+        self.emit("flow_progress", f"{error} Trying again in {recheck_s:.1f} s", level="WARN", dataset=dataset, flow=dataset,
+                   error=error, details={"flow_progress": {"status": "RETRYING"}})  # fmt: skip
 
     def has_failed(self, dataset: str) -> bool:
         """Return whether a dataset takes no more rows in this run."""
-        return dataset in self.failures or dataset in self.skipped
+        return dataset in self.failures or dataset in self.skipped or dataset in self.aside
 
     def gate(self, group: SourceGroup) -> str:
         """Return ``go`` once the group's upstream is complete, ``skip`` if it never will be, else ``wait``."""

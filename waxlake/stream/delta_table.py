@@ -5,6 +5,7 @@ delta-rs errors are mapped to ours here and nowhere else.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -53,7 +54,7 @@ _DENIED = re.compile(r"accessdenied|invalidaccesskeyid|signaturedoesnotmatch|\b4
 _AWAY = re.compile(
     r"error sending request|connect|timed out|timeout|slowdown|\b503 service|\b500 internal|\b429 too many"
 )
-_READ_ONLY = re.compile(r"permission denied|read-only file system|\(os error (1|13|30)\)")
+_FORBIDDEN = re.compile(r"permission denied|\(os error (1|13)\)")
 _UNUSABLE = re.compile(r"[\[\]\\^|\x00-\x1f]|%[0-9A-Fa-f]{2}")
 _LOG_ENTRY_GONE = re.compile(r"not found: \S*_delta_log/", re.IGNORECASE)
 _NOT_A_FOLDER = re.compile(r"not a directory|\(os error 20\)")
@@ -109,11 +110,14 @@ def _mapped(what: str, exc: Exception) -> ExternalError:
             found=f"a file where a folder should be: {text}",
             remedy="Move it away, or choose another place",
         )
-    if "no space left" in low or getattr(exc, "errno", None) == 28:
-        return TerminalError(
+    if "no space left" in low or getattr(exc, "errno", None) == errno.ENOSPC:
+        return TransientError(
             what, code="STORAGE_FULL", found=text, remedy="Free some space and run again: nothing is lost"
         )
-    if isinstance(exc, PermissionError) or _READ_ONLY.search(low):
+    if "read-only file system" in low or getattr(exc, "errno", None) == errno.EROFS:
+        remedy = "Mount it for writing and run again: nothing is lost"
+        return TransientError(what, code="STORAGE_NOT_WRITABLE", found=text, remedy=remedy)
+    if isinstance(exc, PermissionError) or _FORBIDDEN.search(low):
         return TerminalError(
             what, code="STORAGE_NOT_WRITABLE", found=text, remedy="Give this user the right to write there"
         )

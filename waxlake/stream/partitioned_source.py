@@ -136,6 +136,7 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         self._is_open = False
         self._failing_since_s: float | None = None
         self._wait_s = 0.0
+        self._retry_at_s = 0.0
         self._awake_at: datetime | None = None
         self._stopping: WaxlakeError | None = None
         self._has_flushed = False
@@ -151,6 +152,8 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
             raise StopIteration
         if self._stopping is not None:
             return self._stop_when_flushed(self._stopping)
+        if self._waits_for_attempt():
+            return self._idle() if self._reader is None else self._charged(self._heartbeat(self._reader))
         try:
             with delta_errors(f"read {self._plan.name}"):  # what a store's client lets through
                 return self._charged(self._next())
@@ -288,9 +291,14 @@ class _PartitionGroup(StatefulSourcePartition[MicroBatch, None]):
         if limit_s is not None and now_s - self._failing_since_s > limit_s:
             return self._stop(error)
         self._control.on_retry(error, self._wait_s)
-        self._awake_at = scheduler_now() + timedelta(seconds=self._wait_s)
+        self._retry_at_s = now_s + self._wait_s  # not asleep: an epoch of all sources ends only when this one is asked
         self._wait_s = min(self._wait_s * 2, _BACK_OFF_MAX_S)
-        return []
+        return self._idle()
+
+    def _waits_for_attempt(self) -> bool:
+        """Return whether the source failed, and the time to try it again has not come."""
+        is_early = self._failing_since_s is not None and self._clock.now_s() < self._retry_at_s
+        return is_early and not self._control.is_draining()
 
     def _stop(self, error: WaxlakeError) -> list[MicroBatch]:
         """End because of an error, after the sinks have committed what was read before it."""
