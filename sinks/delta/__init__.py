@@ -2,7 +2,8 @@
 
 from sinks.delta.files import StoredFile, stored_files
 from sinks.delta.protocol import CommitReceipt, Committer
-from sinks.delta.sink import DeltaSink, DeltaTarget, FlushPolicy, SinkControl
+from sinks.delta.sink import DeltaSink
+from sinks.delta.target import DeltaTarget, FlushPolicy, SinkControl
 
 __all__ = [
     "CommitReceipt",

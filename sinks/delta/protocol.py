@@ -29,37 +29,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
-from sinks.delta.files import StoredFile, stored_files, stored_paths
-from sinks.delta.parquet import decode_add, encode_add
-from waxlake.stream.delta_table import RELEASED, TableLocation, arrow_schema, delta_errors, stored_position
+from sinks.delta.change import KEEP_LOG, Change, grow
+from sinks.delta.files import StoredFile, stored_paths
+from sinks.delta.parquet import encode_add
+from sinks.delta.quarantine import MANIFEST_APP_ID, Quarantine, commit_quarantine, stored_files_named
+from waxlake.stream.delta_table import METADATA_KEY, TableLocation, arrow_schema, delta_errors, stored_position
 from waxlake.stream.errors import CommitConflict, FilesMoved, PositionMoved, TerminalError, TransientError, WaxlakeError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.growth import merge_schemas
 from waxlake.stream.position import FENCE_APP_ID
 from waxlake.stream.schema import compare_schemas, no_rows
 
-__all__ = [
-    "FENCE_APP_ID",
-    "METADATA_KEY",
-    "CommitReceipt",
-    "Committer",
-    "Move",
-    "Quarantine",
-    "finish_quarantine",
-    "is_quarantine_whole",
-    "new_run_number",
-]
+__all__ = ["FENCE_APP_ID", "CommitReceipt", "Committer", "Move", "new_run_number"]
 
-METADATA_KEY = "waxlake"
-_MANIFEST_APP_ID = "waxlake/quarantine"
 _REOPEN_AFTER_COMMITS = 200
 _ATTEMPTS = 5
 _HISTORY_SEARCH = 50
-_KEEP_LOG = PostCommitHookProperties(cleanup_expired_logs=False)  # maintenance does it, once every reader has read it
 
 
 def new_run_number() -> int:
@@ -96,42 +85,6 @@ class CommitReceipt:
     quarantined: int
     duration_s: float
     metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quarantine:
-    """Data files for the quarantine table, written but not committed.
-
-    Attributes:
-        location: The quarantine table.
-        adds: Its new files.
-        rows: Rows in them that are new there.
-        removes: Paths of its files whose rows are in ``adds`` or in the primary commit now (a replay).
-    """
-
-    location: TableLocation
-    adds: Sequence[AddAction]
-    rows: int
-    removes: Sequence[str] = ()
-
-    @property
-    def has_files(self) -> bool:
-        """Whether there is anything to commit."""
-        return bool(self.adds or self.removes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What a commit does to the rows: append, or replace some files, or replace everything, or append and add columns.
-
-    Without ``changes_rows``, the new files hold the rows of those that they replace: who follows the table has nothing to read.
-    """
-
-    adds: Sequence[AddAction]
-    removes: Sequence[StoredFile] = ()
-    replacement: pa.Table | None = None
-    growth: pa.Table | None = None
-    changes_rows: bool = True
 
 
 @dataclass(slots=True)
@@ -224,21 +177,21 @@ class Committer:
         versions = {self.fence_app: self._fence, **(identities or {}), **{app: move.end for app, move in moves.items()}}
         facts: dict[str, Any] = {"commit_id": commit_id, "run": self.run_id, **(metadata or {})}
         if quarantine is not None and quarantine.has_files:
-            number = (self.stored(_MANIFEST_APP_ID) or 0) + 1
-            versions[_MANIFEST_APP_ID] = number
+            number = (self.stored(MANIFEST_APP_ID) or 0) + 1
+            versions[MANIFEST_APP_ID] = number
             facts["quarantine"] = {"number": number, "files": [encode_add(add) for add in quarantine.adds]}
             if quarantine.removes:
-                _named_files(quarantine.location.open(), quarantine.location, quarantine.removes)
+                stored_files_named(quarantine.location.open(), quarantine.location, quarantine.removes)
                 facts["quarantine"]["removed"] = list(quarantine.removes)
             failpoint("quarantine-written")
         failpoint("files-written")
-        self._commit(_Change(adds, removes, replacement, growth), moves, versions, facts)
+        self._commit(Change(adds, removes, replacement, growth), moves, versions, facts)
         failpoint("committed")
         self._stored.update(versions)
         if quarantine is not None and quarantine.has_files:
             failpoint("quarantine-pending")
-            number = versions[_MANIFEST_APP_ID]
-            _commit_quarantine(quarantine.location, self._table_id, number, quarantine.adds, quarantine.removes)
+            number = versions[MANIFEST_APP_ID]
+            commit_quarantine(quarantine.location, self._table_id, number, quarantine.adds, quarantine.removes)
             failpoint("quarantine-committed")
         self._refresh()
         if growth is not None:
@@ -298,7 +251,7 @@ class Committer:
         self._require_files(removes)
         before = self.handle.version()
         facts: dict[str, Any] = {"commit_id": uuid.uuid4().hex, "run": self.run_id, **metadata}
-        change = _Change(adds, removes, changes_rows=False)
+        change = Change(adds, removes, changes_rows=False)
         self._commit(change, {}, {FENCE_APP_ID: self._fence}, facts)
         self._refresh()
         return CommitReceipt(
@@ -323,7 +276,7 @@ class Committer:
         properties = CommitProperties(app_transactions=[Transaction(app, version) for app, version in versions.items()])
         with delta_errors(f"vacuum table '{self.location.label}'"):
             gone = self.handle.vacuum(
-                dry_run=False, full=True, commit_properties=properties, post_commithook_properties=_KEEP_LOG
+                dry_run=False, full=True, commit_properties=properties, post_commithook_properties=KEEP_LOG
             )
         self._reopen()
         return len(gone)
@@ -352,13 +305,13 @@ class Committer:
         """
         with delta_errors(f"add columns to table '{self.location.label}'"):
             rows = no_rows(merge_schemas(arrow_schema(self.handle), schema))
-            _grow(self.handle, rows, CommitProperties())
+            grow(self.handle, rows, CommitProperties())
         self._reopen()
         self._columns = arrow_schema(self.handle)
 
     def _commit(
         self,
-        change: _Change,
+        change: Change,
         moves: Mapping[str, Move],
         versions: Mapping[str, int],
         facts: dict[str, Any],
@@ -372,12 +325,7 @@ class Committer:
             )
             try:
                 with delta_errors(f"commit to table '{self.location.label}'"):
-                    if change.replacement is not None:
-                        _replace(self.handle, change.replacement, properties)
-                    elif change.growth is not None:
-                        _grow(self.handle, change.growth, properties)
-                    else:
-                        self._append(change, properties)
+                    change.write(self.handle, properties)
                 return
             except (CommitFailedError, TransientError, TerminalError) as failure:
                 if isinstance(failure, TerminalError) and failure.code != "STORAGE_ERROR":
@@ -390,17 +338,6 @@ class Committer:
                 if attempt == _ATTEMPTS:
                     raise self._gave_up(failure) from failure
                 time.sleep(0.05 * 2**attempt)
-
-    def _append(self, change: _Change, properties: CommitProperties) -> None:
-        metadata = self.handle.metadata()
-        self.handle.create_write_transaction(
-            [*(file.removal(changes_rows=change.changes_rows) for file in change.removes), *change.adds],
-            mode="append",
-            schema=self.handle.schema(),
-            partition_by=list(metadata.partition_columns),
-            commit_properties=properties,
-            post_commithook_properties=_KEEP_LOG,
-        )
 
     def _has_landed(self, moves: Mapping[str, Move], commit_id: str, *, since: int) -> bool:
         """Look, until the store answers, whether the commit landed after version ``since``; else it may be tried again."""
@@ -523,114 +460,3 @@ class Committer:
         self._handle = handle
         self._log_stamp = self.location.log_stamp(handle.version())
         self._commits_on_handle = 0
-
-
-def _replace(handle: DeltaTable, rows: pa.Table, properties: CommitProperties) -> None:
-    """Replace the content of the table, schema included, in one commit from the held snapshot."""
-    write_deltalake(
-        handle,
-        rows,
-        mode="overwrite",
-        schema_mode="overwrite",
-        commit_properties=properties,
-        post_commithook_properties=_KEEP_LOG,
-    )
-
-
-def _grow(handle: DeltaTable, rows: pa.Table, properties: CommitProperties) -> None:
-    """Append rows and add the columns and nested fields that only they have, in one commit from the held snapshot."""
-    write_deltalake(
-        handle,
-        rows,
-        mode="append",
-        schema_mode="merge",
-        commit_properties=properties,
-        post_commithook_properties=_KEEP_LOG,
-    )
-
-
-def _quarantine_app_id(primary_id: str) -> str:
-    return f"waxlake/primary/{primary_id}"
-
-
-def _commit_quarantine(
-    location: TableLocation, primary_id: str, number: int, adds: Sequence[AddAction], removed: Sequence[str] = ()
-) -> None:
-    """Commit quarantine files once: their manifest number is the position."""
-    app = _quarantine_app_id(primary_id)
-    for _ in range(_ATTEMPTS):
-        handle = location.open()
-        if (handle.transaction_version(app) or 0) >= number:
-            return
-        facts: dict[str, Any] = {"manifest": number, **({RELEASED: True} if removed else {})}
-        properties = CommitProperties(
-            custom_metadata={METADATA_KEY: facts}, app_transactions=[Transaction(app, number)]
-        )
-        removals = [file.removal() for file in _named_files(handle, location, removed)]
-        try:
-            with delta_errors(f"commit to table '{location.label}'"):
-                handle.create_write_transaction(
-                    [*removals, *adds],
-                    mode="append",
-                    schema=handle.schema(),
-                    partition_by=list(handle.metadata().partition_columns),
-                    commit_properties=properties,
-                )
-            return
-        except CommitFailedError:
-            continue
-    raise TransientError(
-        f"cannot commit to table '{location.label}'",
-        code="COMMIT_CONTENTION",
-        remedy="Give it one writer and run again",
-    )
-
-
-def _named_files(handle: DeltaTable, location: TableLocation, paths: Sequence[str]) -> list[StoredFile]:
-    if not paths:
-        return []
-    found = [file for file in stored_files(handle) if file.path in paths]
-    if len(found) == len(paths):
-        return found
-    raise TerminalError(
-        f"cannot take replayed rows out of table '{location.label}'",
-        code="QUARANTINE_CHANGED",
-        found=f"{len(paths) - len(found)} of the {len(paths)} files that held them gone",
-        expected="the files that were replayed",
-        remedy="Someone rewrote it in the middle of a replay: rows that are in the table may still be in the quarantine, too",
-    )
-
-
-def is_quarantine_whole(primary: DeltaTable, quarantine: DeltaTable) -> bool:
-    """Return whether a quarantine table, as it is here, holds all that the commits of its table left for it."""
-    done = quarantine.transaction_version(_quarantine_app_id(str(primary.metadata().id))) or 0
-    return done >= (primary.transaction_version(_MANIFEST_APP_ID) or 0)
-
-
-def finish_quarantine(primary: TableLocation, quarantine: TableLocation) -> bool:
-    """Commit the quarantine files of the last primary commit if a crash left them out.
-
-    Called before a table is written and at the start of a run. Idempotent.
-
-    Returns:
-        Whether something was missing.
-
-    Raises:
-        TerminalError: The primary commit that holds the manifest is gone from the log. Not retryable.
-    """
-    handle = primary.open()
-    if is_quarantine_whole(handle, quarantine.open()):
-        return False
-    number = handle.transaction_version(_MANIFEST_APP_ID) or 0
-    for entry in handle.history():
-        manifest = (entry.get(METADATA_KEY) or {}).get("quarantine")
-        if manifest and manifest["number"] == number:
-            adds = [decode_add(f) for f in manifest["files"]]
-            _commit_quarantine(quarantine, str(handle.metadata().id), number, adds, manifest.get("removed") or ())
-            return True
-    raise TerminalError(
-        f"cannot finish table '{quarantine.label}'",
-        code="QUARANTINE_MANIFEST_LOST",
-        found=f"no commit of table '{primary.label}' with manifest {number}",
-        remedy="Its log was cleaned before this pipeline ran again. The rejected rows are in the table's folder, uncommitted",
-    )

@@ -20,9 +20,8 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from sinks.delta.log_state import LogState, read_state
-from sinks.delta.protocol import METADATA_KEY
 from sinks.delta.swap import commit_once, refresh_app_id
-from waxlake.stream.delta_table import FORGOTTEN, REBUILT_APP_ID, TableLocation, delta_errors
+from waxlake.stream.delta_table import FORGOTTEN, METADATA_KEY, REBUILT_APP_ID, TableLocation, delta_errors
 from waxlake.stream.errors import TerminalError
 from waxlake.stream.failpoints import failpoint
 from waxlake.stream.position import FENCE_APP_ID

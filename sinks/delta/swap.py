@@ -19,8 +19,8 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
-from sinks.delta.protocol import FENCE_APP_ID, METADATA_KEY
-from waxlake.stream.delta_table import REBUILT_APP_ID, TableLocation, delta_errors
+from sinks.delta.protocol import FENCE_APP_ID
+from waxlake.stream.delta_table import METADATA_KEY, REBUILT_APP_ID, TableLocation, delta_errors
 from waxlake.stream.errors import CommitConflict, TerminalError, TransientError
 from waxlake.stream.failpoints import failpoint
 

@@ -18,7 +18,8 @@ from deltalake.exceptions import CommitFailedError
 from connectors.delta import DeltaConnector
 from sinks.delta.files import stored_files
 from sinks.delta.parquet import DataFileWriter
-from sinks.delta.protocol import FENCE_APP_ID, Committer, Move, Quarantine, finish_quarantine
+from sinks.delta.protocol import FENCE_APP_ID, Committer, Move
+from sinks.delta.quarantine import Quarantine, finish_quarantine
 from tests.conftest import LakeStorage
 from waxlake.stream.delta_table import TableLocation
 from waxlake.stream.errors import CommitConflict, FilesMoved, PositionMoved, SourceMoved, TerminalError, WaxlakeError

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from sinks.delta.protocol import finish_quarantine
+from sinks.delta.quarantine import finish_quarantine
 from tests.e2e.project import Project
 from waxlake.pipeline.check import check_graph
 from waxlake.pipeline.checked import CheckedGraph

@@ -15,7 +15,6 @@ import pytest
 from deltalake import CommitProperties, write_deltalake
 
 from sinks.delta import CommitReceipt
-from sinks.delta.protocol import METADATA_KEY
 from waxlake.pipeline.event_table import EventTable
 from waxlake.pipeline.events import (
     Event,
@@ -25,7 +24,7 @@ from waxlake.pipeline.events import (
     progress_events,
     read_events,
 )
-from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.delta_table import METADATA_KEY, TableLocation
 
 
 @pytest.fixture

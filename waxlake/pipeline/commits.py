@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from sinks.delta.protocol import METADATA_KEY, CommitReceipt
-from waxlake.stream.delta_table import TableLocation, delta_errors
+from sinks.delta.protocol import CommitReceipt
+from waxlake.stream.delta_table import METADATA_KEY, TableLocation, delta_errors
 from waxlake.stream.errors import TerminalError
 
 __all__ = ["Commit", "commits_since", "recent_commits", "refuse_restored"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from deltalake import DeltaTable
 
-from sinks.delta.protocol import is_quarantine_whole
+from sinks.delta.quarantine import is_quarantine_whole
 from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import Dataset

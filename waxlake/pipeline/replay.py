@@ -30,7 +30,7 @@ from deltalake import DeltaTable
 from sinks.cdc import MergeSink
 from sinks.delta import CommitReceipt, DeltaSink, DeltaTarget, SinkControl
 from sinks.delta.files import StoredFile, stored_files
-from sinks.delta.protocol import finish_quarantine
+from sinks.delta.quarantine import finish_quarantine
 from waxlake.pipeline.auto_cdc import flow_expectations
 from waxlake.pipeline.check import check_graph
 from waxlake.pipeline.definitions import Expectation, Step, WithColumns

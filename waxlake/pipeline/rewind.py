@@ -17,10 +17,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any
 
 from sinks.delta.log_state import read_state, txn_history
 from sinks.delta.protocol import new_run_number
+from sinks.delta.quarantine import MANIFEST_APP_ID
 from sinks.delta.rewind import kept_rows, require_files, rewind_table
 from waxlake.pipeline.check import check_graph
 from waxlake.pipeline.checked import CheckedFlow, CheckedGraph
@@ -38,8 +39,6 @@ from waxlake.stream.preview import Previewing
 from waxlake.stream.settings import nearest
 
 __all__ = ["RewindOptions", "TableRewind", "finish_rewind", "parse_time", "rewind"]
-
-_MANIFEST_APP_ID: Final = "waxlake/quarantine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +282,7 @@ def _entry(checked: CheckedGraph, name: str, version: int) -> dict[str, Any]:
     require_state(checked, dataset, now, then)
     if dataset.quarantine is not None and dataset.quarantine.exists():
         entry["quarantine"] = _quarantine_version(
-            dataset.quarantine, str(location.open().metadata().id), then.txns.get(_MANIFEST_APP_ID, 0)
+            dataset.quarantine, str(location.open().metadata().id), then.txns.get(MANIFEST_APP_ID, 0)
         )
         side = read_state(dataset.quarantine, dataset.quarantine.open().version())
         require_files(dataset.quarantine, side, read_state(dataset.quarantine, entry["quarantine"]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from deltalake import DeltaTable, write_deltalake
 
 from sinks.batches import ledger_schema
-from sinks.delta.protocol import Committer, finish_quarantine
+from sinks.delta.protocol import Committer
+from sinks.delta.quarantine import finish_quarantine
 from waxlake.pipeline.checked import CheckedGraph
 from waxlake.pipeline.columns import keep_declared, without_constraints
 from waxlake.pipeline.commits import refuse_restored

@@ -26,6 +26,7 @@ from waxlake.stream.settings import StorageOptions
 
 __all__ = [
     "FORGOTTEN",
+    "METADATA_KEY",
     "REBUILT_APP_ID",
     "RELEASED",
     "REPLAYED_APP_ID",
@@ -45,6 +46,9 @@ REBUILT_APP_ID = "waxlake/rebuilt"
 
 REPLAYED_APP_ID = "waxlake/replayed"
 """Version at which rows last came into a table from its quarantine: who has read an earlier one has not read everything."""
+
+METADATA_KEY = "waxlake"
+"""Key of what a commit of ours says of itself, in its metadata."""
 
 RELEASED = "released"
 """Mark in the metadata of a commit that rewrites a quarantine table after a replay: it holds no row that was not there."""
