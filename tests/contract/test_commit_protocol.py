@@ -16,6 +16,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from connectors.delta import DeltaConnector
+from sinks.delta.change import Change
 from sinks.delta.files import stored_files
 from sinks.delta.parquet import DataFileWriter
 from sinks.delta.protocol import FENCE_APP_ID, Committer, Move
@@ -121,14 +122,14 @@ def test_a_newer_run_fences_the_older_one(table: TableLocation) -> None:
 def test_a_lost_reply_is_recognised(table: TableLocation, monkeypatch: pytest.MonkeyPatch) -> None:
     committer = Committer(table, "run")
     commit(committer, "p", None, 10)
-    send = Committer._append
+    send = Change.write
 
-    def send_and_lose_the_reply(self: Committer, *arguments: object) -> None:
-        monkeypatch.setattr(Committer, "_append", send)
+    def send_and_lose_the_reply(self: Change, *arguments: object) -> None:
+        monkeypatch.setattr(Change, "write", send)
         send(self, *arguments)
         raise OSError("error sending request: the reply was lost")
 
-    monkeypatch.setattr(Committer, "_append", send_and_lose_the_reply)
+    monkeypatch.setattr(Change, "write", send_and_lose_the_reply)
     assert commit(committer, "p", 10, 20) == 2
     assert rows_of(table) == 6
     assert commit(committer, "p", 20, 30) == 3
@@ -136,13 +137,13 @@ def test_a_lost_reply_is_recognised(table: TableLocation, monkeypatch: pytest.Mo
 
 def test_a_failure_before_the_log_is_retried_once_more(table: TableLocation, monkeypatch: pytest.MonkeyPatch) -> None:
     committer = Committer(table, "run")
-    send = Committer._append
+    send = Change.write
 
-    def fail_first(self: Committer, *arguments: object) -> None:
-        monkeypatch.setattr(Committer, "_append", send)
+    def fail_first(self: Change, *arguments: object) -> None:
+        monkeypatch.setattr(Change, "write", send)
         raise OSError("error sending request")
 
-    monkeypatch.setattr(Committer, "_append", fail_first)
+    monkeypatch.setattr(Change, "write", fail_first)
     assert commit(committer, "p", None, 10) == 1
     assert rows_of(table) == 3
 
@@ -210,15 +211,15 @@ def test_a_replacement_without_a_reply_is_neither_lost_nor_done_twice(
 ) -> None:
     committer = Committer(table, "run")
     commit(committer, "p", None, 10)
-    send = Committer._append
+    send = Change.write
 
-    def lose_the_reply(self: Committer, *arguments: object) -> None:
-        monkeypatch.setattr(Committer, "_append", send)
+    def lose_the_reply(self: Change, *arguments: object) -> None:
+        monkeypatch.setattr(Change, "write", send)
         if is_landed:
             send(self, *arguments)
         raise OSError("error sending request: the reply was lost")
 
-    monkeypatch.setattr(Committer, "_append", lose_the_reply)
+    monkeypatch.setattr(Change, "write", lose_the_reply)
     assert replace_rows(committer, 10, 20) == 2
     assert rows_of(table) == 2
 

@@ -15,46 +15,10 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from tests.e2e.project import Outcome, Project
-from tests.services.s3 import ObjectStore
-from waxlake.demo.process import free_port
-
-ORDERS = """
-@wl.table
-def orders():
-    return wl.read_files("inbox", format="json", schema="id BIGINT, amount DOUBLE", poll_interval_s=0.1)
-
-@wl.table
-def paid():
-    return wl.read_stream("orders").where("amount > 0")
-
-@wl.materialized_view
-def total():
-    return wl.sql("SELECT count(*) AS n FROM paid")
-"""
-
+from tests.e2e.orders import ORDERS, assert_exact
+from tests.e2e.project import Project
 
 OTHER = 'read_files("elsewhere", format="json", schema="id BIGINT, amount DOUBLE", poll_interval_s=0.1)'
-
-
-@pytest.fixture
-def orders(project: Project) -> Project:
-    """Two tables and a view over files; one file is there."""
-    project.define(ORDERS)
-    project.land("1.json", {"id": 1, "amount": 1.0})
-    return project
-
-
-def assert_exact(project: Project, count: int) -> None:
-    """Assert that every order from 1 to ``count`` is in each table once, also after one more run."""
-    for _ in range(2):
-        assert project.rows("orders", "id") == list(range(1, count + 1))
-        assert project.rows("paid", "id") == list(range(1, count + 1))
-        assert project.rows("total", "n") == [count]
-        project.run()
-
-
-# -- not writable
 
 
 @contextmanager
@@ -73,6 +37,9 @@ def mounted(place: Path, *options: str) -> Iterator[Path]:
 def needs_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
+
+
+# -- not writable
 
 
 def test_storage_below_a_file(orders: Project) -> None:
@@ -418,91 +385,7 @@ def test_table_that_is_changed_harmlessly_during_a_continuous_run(
     assert_exact(orders, count)
 
 
-# -- object stores
-
-
-def on_s3(orders: Project, storage: str, options: dict[str, str]) -> None:
-    orders.storage, orders.storage_options = storage, options
-    orders.spec()
-
-
-def bounded(done: Outcome, seconds: float = 45) -> Outcome:
-    assert done.seconds < seconds
-    return done
-
-
-SECRET = "hunter2-" + "x" * 32
-
-
-@pytest.mark.services
-def test_s3_with_wrong_credentials(orders: Project, s3_store: ObjectStore, bucket: str) -> None:
-    if "moto" in s3_store.name:
-        pytest.skip("moto takes any credentials")
-    options = {**s3_store.storage_options, "AWS_SECRET_ACCESS_KEY": SECRET}
-    on_s3(orders, f"s3://{bucket}/lake", options)
-
-    done = bounded(orders.waxlake("run"))
-
-    done.refused("STORAGE_ACCESS_DENIED", "'orders'", "`storage_options`")
-    assert SECRET not in done.out + done.err
-    on_s3(orders, f"s3://{bucket}/lake", s3_store.storage_options)
-    orders.run()
-    assert_exact(orders, 1)
-
-
-@pytest.mark.services
-def test_s3_with_a_missing_bucket(orders: Project, s3_store: ObjectStore, bucket: str) -> None:
-    on_s3(orders, f"s3://{bucket}-missing/lake", s3_store.storage_options)
-
-    done = bounded(orders.waxlake("run"))
-
-    done.refused("STORAGE_NOT_FOUND", "'orders'", f"{bucket}-missing", "Create the bucket first")
-    assert s3_store.storage_options["AWS_SECRET_ACCESS_KEY"] not in done.out + done.err
-
-
-def test_s3_that_is_unreachable(orders: Project) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    options = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "wax",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    on_s3(orders, "s3://bucket/lake", options)
-
-    done = bounded(orders.waxlake("run"))
-
-    done.refused("STORAGE_UNREACHABLE", "'orders'", endpoint, "Check the endpoint")
-    assert SECRET not in done.out + done.err
-
-
-@pytest.mark.services
-def test_files_on_s3_with_wrong_credentials(orders: Project, s3_store: ObjectStore, bucket: str) -> None:
-    if "moto" in s3_store.name:
-        pytest.skip("moto takes any credentials")
-    options = {**s3_store.storage_options, "AWS_SECRET_ACCESS_KEY": SECRET}
-    orders.define(
-        ORDERS.replace('"inbox"', f'"s3://{bucket}/inbox"').replace("schema=", f"storage_options={options!r}, schema=")
-    )
-
-    done = bounded(orders.waxlake("run"))
-
-    done.refused("FILES_ACCESS_DENIED", f"s3://{bucket}/inbox")
-    assert SECRET not in done.out + done.err
-
-
-def test_files_on_an_unreachable_s3(orders: Project) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    options = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "wax", "AWS_SECRET_ACCESS_KEY": SECRET}
-    orders.define(
-        ORDERS.replace('"inbox"', '"s3://bucket/inbox"').replace("schema=", f"storage_options={options!r}, schema=")
-    )
-
-    done = bounded(orders.waxlake("run"))
-
-    done.refused("FILES_UNREACHABLE", "s3://bucket/inbox", endpoint)
-    assert SECRET not in done.out + done.err
+# -- places and logs
 
 
 def test_hostile_storage_paths(orders: Project) -> None:

@@ -21,7 +21,7 @@ from google.protobuf import descriptor_pb2, timestamp_pb2
 from connectors.kafka import KafkaConnector, KafkaSettings
 from connectors.kafka.formats import columns_of_values
 from connectors.protobuf_records import message_class
-from tests.integration.test_kafka_source import _create, _plan, _produce, _read_to_mark
+from tests.integration.kafka_lab import create, plan_of, produce, read_to_mark
 from tests.services.kafka import KafkaCluster
 from waxlake.stream.errors import TerminalError, TransientError, UsageError
 
@@ -56,7 +56,7 @@ def read(cluster: KafkaCluster, topic: str, **options: Any) -> list[dict[str, An
     settings = KafkaSettings.build("test", {"bootstrap_servers": cluster.bootstrap_servers, "topic": topic, **options})
     columns = frozenset({*columns_of_values(settings).names, "_rescued_data", "_offset"})
     connector = KafkaConnector(settings)
-    rows = _read_to_mark(connector, _plan(connector), columns).rows()
+    rows = read_to_mark(connector, plan_of(connector), columns).rows()
     return [{name: value for name, value in row.items() if name != "_offset"} for row in rows]
 
 
@@ -113,8 +113,8 @@ def registry() -> Iterator[FakeRegistry]:
 def test_bare_avro_is_exact_and_what_is_none_is_rescued(kafka_cluster: KafkaCluster, topic: str) -> None:
     good = avro(ORDER, ROW)
     broken = [good[:-3], good + b"\0", b"", b"\xff" * 40]
-    _create(kafka_cluster, topic)
-    _produce(kafka_cluster, topic, [good, *broken, None, good])
+    create(kafka_cluster, topic)
+    produce(kafka_cluster, topic, [good, *broken, None, good])
     rows = read(kafka_cluster, topic, format="avro", schema=json.dumps(ORDER))
     nothing = dict.fromkeys(ROW)
     assert rows[0] == rows[-1] == {**ROW, "_rescued_data": None}
@@ -130,7 +130,7 @@ def test_avro_of_a_registry_is_resolved_into_the_readers_schema(
     other = {"type": "record", "name": "Other", "fields": [{"name": "x", "type": "string"}]}
     registry.schemas = {7: older, 8: ORDER, 9: newer, 10: other}
     registry.subjects = {f"{topic}-value": 8}
-    _create(kafka_cluster, topic)
+    create(kafka_cluster, topic)
     wrong = avro(other, {"x": "?"}, 10)
     unknown, headless = avro(ORDER, ROW, 99), avro(ORDER, ROW)
     records = [
@@ -141,7 +141,7 @@ def test_avro_of_a_registry_is_resolved_into_the_readers_schema(
         unknown,
         headless,
     ]
-    _produce(kafka_cluster, topic, records)
+    produce(kafka_cluster, topic, records)
     rows = read(kafka_cluster, topic, format="avro", schema_registry_url=registry.url)
     assert rows[0] == {**ROW, "note": None, "tags": [], "_rescued_data": None}
     assert rows[1] == {**ROW, "_rescued_data": None}
@@ -215,8 +215,8 @@ def test_protobuf_is_exact_and_what_is_none_is_rescued(kafka_cluster: KafkaClust
         b"\x0a",
         None,
     ]
-    _create(kafka_cluster, topic)
-    _produce(kafka_cluster, topic, records)
+    create(kafka_cluster, topic)
+    produce(kafka_cluster, topic, records)
     rows = read(kafka_cluster, topic, format="protobuf", descriptor_file=path, message="shop.Order")
     expected = {
         "id": -5,
@@ -254,8 +254,8 @@ def test_framed_protobuf_names_its_message(
     head = b"\0\0\0\0\x07"
     good = head + b"\x02\x04" + order(id=3).SerializeToString()  # one number: 2, the third message of the file
     another = head + b"\x00" + first(x="y").SerializeToString()  # none: the first
-    _create(kafka_cluster, topic)
-    _produce(kafka_cluster, topic, [good, another, b"\0\0", head + b"\x02"])
+    create(kafka_cluster, topic)
+    produce(kafka_cluster, topic, [good, another, b"\0\0", head + b"\x02"])
     options = {"format": "protobuf", "descriptor_file": path, "schema_registry_url": registry.url}
     rows = read(kafka_cluster, topic, message="shop.Order", **options)
     assert [row["id"] for row in rows] == [3, None, None, None]
