@@ -9,22 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.orders import ORDERS
 from tests.e2e.project import Project
 from tests.services.s3 import MinIO
 
-ORDERS = """
-@wl.table
-def orders():
-    return wl.read_files("inbox", format="json", schema="id BIGINT, amount DOUBLE", poll_interval_s=0.1)
-
-@wl.table
-def paid():
-    return wl.read_stream("orders").where("amount > 0")
-
-@wl.materialized_view
-def total():
-    return wl.sql("SELECT count(*) AS n FROM paid")
-"""
 HELD = """
 import pathlib, time
 
