@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 __all__ = ["KeyIndex", "row_numbers"]
+
+_SPARSE = 4  # whole numbers that span more than this times their count are found by hash
 
 
 class KeyIndex:
@@ -23,6 +27,7 @@ class KeyIndex:
         self._names = keys.column_names
         self._values: list[pa.Array] = []
         self._pairs: list[pa.Array] = []
+        self._ascending: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
         ids: pa.Array | None = None
         for name in self._names:
             column = _flat(keys.column(name))
@@ -54,9 +59,34 @@ class KeyIndex:
 
     def rows_in(self, keys: pa.Table) -> tuple[pa.Array, pa.Array]:
         """Return (row numbers, key numbers) of the rows of ``keys`` that are among ours."""
+        found = self._looked_up(_flat(keys.column(0))) if len(self._names) == 1 else None
+        if found is not None:
+            return found
         ids = self.find(keys)
         is_found = pc.is_valid(ids)
         return pc.indices_nonzero(is_found).cast(pa.int64()), ids.filter(is_found)
+
+    def _looked_up(self, column: pa.Array) -> tuple[pa.Array, pa.Array] | None:
+        """Find whole numbers by a table of all between their least and their greatest; None if that is too large."""
+        values = self._values[0]
+        is_whole = pa.types.is_signed_integer(values.type) and column.type == values.type
+        if not is_whole or column.null_count or not len(column):
+            return None
+        numbers = column.to_numpy().astype(np.int64, copy=False)
+        low, high = int(numbers.min()), int(numbers.max())
+        if high - low >= _SPARSE * len(numbers):
+            return None
+        if self._ascending is None:
+            ours = values.to_numpy().astype(np.int64, copy=False)
+            order = np.argsort(ours)
+            self._ascending = (ours[order], order)
+        ours, order = self._ascending
+        first, last = np.searchsorted(ours, low), np.searchsorted(ours, high, side="right")
+        known = np.full(high - low + 1, -1, np.int64)
+        known[ours[first:last] - low] = order[first:last]
+        ids = known[numbers - low]
+        rows = np.flatnonzero(ids >= 0)
+        return pa.array(rows, pa.int64()), pa.array(ids[rows], pa.int64())
 
     def bounds(self) -> list[pa.Array]:
         """Return the distinct values of each key column in ascending order."""

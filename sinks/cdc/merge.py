@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
@@ -19,6 +20,7 @@ from sinks.cdc.current import CurrentInputs, apply_current
 from sinks.cdc.history import HistoryInputs, apply_history
 from sinks.cdc.keys import KeyIndex, row_numbers
 from sinks.cdc.outcome import FILE, KEY, ROW, Outcome
+from sinks.cdc.rewrite import LANES, Rewrite, rewrite_files
 from sinks.cdc.rules import (
     END_AT,
     KIND,
@@ -240,19 +242,16 @@ class Merger:
         target_bytes = self._target_bytes()
         touched = sorted(outcome.drops.column(FILE).unique().to_pylist())
         small = self._small_files(touched, target_bytes, has_rows=bool(len(outcome.rows)))
-        writer = DataFileWriter(
-            self.location,
-            partition_by=self.partition_by,
-            row_group_bytes=_ROW_GROUP_BYTES,
-            file_bytes=target_bytes,
-        )
+        is_large = len(touched) > 1 and 4 * sum(self._files[number].size_bytes for number in touched) >= target_bytes
+        writers = [self._writer(target_bytes) for _ in range(LANES if is_large else 1)]
+        self._reader.forget(self._files[number] for number in (*touched, *small))
         try:
-            for number in touched:
-                self._rewrite(writer, outcome, number, target_bytes)
-            self._write_new(writer, outcome, touched, small)
-            adds = writer.finish()
+            rewrite_files(self._reader, self._rewrites(outcome, touched), writers, target_bytes)
+            self._write_new(writers[0], outcome, touched, small)
+            adds = [add for writer in writers for add in writer.finish()]
         except BaseException:
-            writer.abandon()
+            for writer in writers:
+                writer.abandon()
             raise
         state = self.state.write(events) if events else None
         return Merged(
@@ -282,18 +281,22 @@ class Merger:
             chosen.append(number)
         return chosen
 
-    def _rewrite(self, writer: DataFileWriter, outcome: Outcome, number: int, target_bytes: int) -> None:
-        """Copy the rows of a file that stay, then the rows that take the place of those that go."""
-        dropped = outcome.drops.filter(pc.equal(outcome.drops.column(FILE), number)).column(ROW).combine_chunks()
-        start = 0
-        for rows in self._reader.groups(self._files[number]) if len(dropped) != self._files[number].rows else ():
-            stays = pc.invert(pc.is_in(row_numbers(len(rows), start), value_set=dropped))
-            start += len(rows)
-            writer.append(rows.filter(stays))
-        here = outcome.rows.filter(pc.equal(outcome.rows.column(FILE), number))
-        writer.append(self._ordered(here.select(self.shape.stored.names)))
-        if writer.open_bytes >= target_bytes // 2:
-            writer.end_files()
+    def _writer(self, target_bytes: int) -> DataFileWriter:
+        return DataFileWriter(
+            self.location, partition_by=self.partition_by, row_group_bytes=_ROW_GROUP_BYTES, file_bytes=target_bytes
+        )
+
+    def _rewrites(self, outcome: Outcome, touched: Sequence[int]) -> list[Rewrite]:
+        """Return what becomes of each file in which a row changes."""
+        drops = outcome.drops.select([FILE, ROW]).sort_by([(FILE, "ascending"), (ROW, "ascending")])
+        places, dropped = drops.column(FILE).to_numpy(), drops.column(ROW).to_numpy()
+        rewrites = []
+        for number in touched:
+            here = outcome.rows.filter(pc.equal(outcome.rows.column(FILE), number))
+            first, last = np.searchsorted(places, number), np.searchsorted(places, number, side="right")
+            rows = self._ordered(here.select(self.shape.stored.names))
+            rewrites.append(Rewrite(self._files[number], dropped[first:last], rows))
+        return rewrites
 
     def _write_new(
         self, writer: DataFileWriter, outcome: Outcome, touched: Sequence[int], small: Sequence[int]

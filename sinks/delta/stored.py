@@ -7,7 +7,8 @@ next batch either.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,15 +97,29 @@ class FileReader:
                 self._cached_bytes -= dropped.nbytes
         return table
 
-    def groups(self, file: StoredFile) -> Iterator[pa.Table]:
-        """Yield a file's rows, one row group at a time."""
+    def forget(self, files: Iterable[StoredFile]) -> None:
+        """Drop the kept columns of files that are about to leave the table."""
+        paths = {file.path for file in files}
+        for key in [key for key in self._cache if key[0] in paths]:
+            self._cached_bytes -= self._cache.pop(key).nbytes
+
+    def groups(
+        self, file: StoredFile, admit: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
+    ) -> Iterator[pa.Table]:
+        """Yield a file's rows, one row group at a time.
+
+        Args:
+            file: The file.
+            admit: Told the bytes of a row group before it is read; held until the next is asked for.
+        """
         names = self.schema.names
         with self._opened(file) as opened:
             present = self._present(opened, names)
             for number in range(opened.num_row_groups):
-                with delta_errors(self._what(file)):
-                    rows = opened.read_row_group(number, columns=present)
-                yield self._shaped(rows, file, names)
+                with admit(opened.metadata.row_group(number).total_byte_size):
+                    with delta_errors(self._what(file)):
+                        rows = opened.read_row_group(number, columns=present)
+                    yield self._shaped(rows, file, names)
 
     def _opened(self, file: StoredFile) -> pq.ParquetFile:
         if self._filesystem is None:

@@ -51,6 +51,7 @@ FILES_FAILPOINTS: Final = (
 
 MERGE_FAILPOINTS: Final = (
     "merge-begun",  # changes are to be merged, nothing is written
+    "file-rewritten",  # what stays of a data file, and what comes, is handed to its writer
     "state-written",  # the state beside a target is written, no commit names it yet
 )
 
