@@ -15,6 +15,9 @@ import pytest
 
 from tests.property.cdc_model import LEFT, Change
 from tests.property.test_auto_cdc import SOURCE_FLOW, Target, Variant
+from tests.recovery import spread_writer
+from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.errors import TerminalError
 from waxlake.stream.failpoints import MERGE_FAILPOINTS
 
 pytestmark = [pytest.mark.kills, pytest.mark.timeout(1200)]
@@ -57,3 +60,39 @@ def test_every_failpoint_of_a_merge(tmp_path: Path, scd_type: int) -> None:
     assert merged == len(batches)
     commits = [entry["waxlake"]["flows"]["flow"]["sources"] for entry in handle.history() if "waxlake" in entry]
     assert sorted(source["start"] for sources in commits for source in sources) == list(range(len(batches)))
+
+
+def test_files_that_two_threads_rewrite(tmp_path: Path) -> None:
+    table = TableLocation(str(tmp_path / "t"), name="t")
+    filling = spread_writer.writer(table.uri)
+    for number in range(spread_writer.FILES):
+        spread_writer.send(filling, number)
+    filling.close()
+
+    def rows() -> dict[int, str]:
+        return {row["id"]: row["text"] for row in table.open().to_pyarrow_table().to_pylist()}
+
+    files = sorted((tmp_path / "t").glob("*.parquet"))
+    assert len(files) == spread_writer.FILES
+    for point in ("file-rewritten:1", f"file-rewritten:{spread_writer.FILES}"):
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), "WAXLAKE_FAILPOINT": point}
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.recovery.spread_writer", table.uri],
+            env=environ, cwd=ROOT, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+        assert rows() == spread_writer.expected(spread_writer.FILES)
+    for file in (files[0], files[-1]):  # what one thread meets stops both
+        file.rename(tmp_path / "away")
+        merging = spread_writer.writer(table.uri)
+        with pytest.raises(TerminalError) as refused:
+            spread_writer.send(merging, spread_writer.FILES)
+        assert refused.value.code == "TABLE_NOT_FOUND"
+        merging.close()
+        (tmp_path / "away").rename(file)
+        assert rows() == spread_writer.expected(spread_writer.FILES)
+    merging = spread_writer.writer(table.uri)
+    spread_writer.send(merging, spread_writer.FILES)
+    merging.close()
+    assert rows() == spread_writer.expected(spread_writer.FILES + 1)
+    assert len(table.open().file_uris()) == 2  # one of each thread, new rows with the first
