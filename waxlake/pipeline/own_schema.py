@@ -42,9 +42,8 @@ def in_own_schema(branch: Branch, schema: str, names: Collection[str], dialect: 
 def _shortened(text: str, schema: str, names: Collection[str], dialect: str) -> str:
     if not re.search(rf"\b{re.escape(schema)}\W{{0,3}}\.", text, re.IGNORECASE):
         return text
-    from sqlglot import Dialect
+    from sqlglot import Dialect, TokenType
     from sqlglot.errors import TokenError
-    from sqlglot.tokenizer_core import TokenType
 
     try:
         tokens = Dialect.get_or_raise(dialect).tokenize(text)
