@@ -269,6 +269,33 @@ def test_duplicate_expectation(project: Project) -> None:
     refused(project, definitions, "DUPLICATE_EXPECTATION", "'paid'", "'orders'", at="amount > 0")
 
 
+def test_a_rule_that_nobody_would_apply(project: Project) -> None:
+    flow = (
+        '\n@wl.append_flow(target="orders")\n@wl.expect_or_drop("paid", "amount > 0")\n'
+        'def more():\n    return wl.read_stream("./elsewhere")\n'
+    )
+    refused(project, GOOD + flow, "EXPECTATION_WITHOUT_DATASET", "'paid'", "'more'", "expect_all=", at="expect_or_drop")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ('table_properties={"pipelines.reset.alowed": "false"}', "PROPERTY_UNKNOWN", "pipelines.reset.allowed"),
+        ('table_properties={"pipelines.reset.allowed": "no"}', "PROPERTY_INVALID", "true or false"),
+        ("schema=5", "ARGUMENT_INVALID", "pyarrow.Schema"),
+    ],
+)
+def test_options_of_a_table(project: Project, options: str, code: str, said: str) -> None:
+    project.define(GOOD.replace("@wl.table", f"@wl.table({options})"))
+    with pytest.raises(DefinitionError, match=rf"{DEFINITIONS}:3: .*{said}.*{code}"):
+        load_graph(load_spec(project.folder))
+
+
+def test_columns_of_one_name(project: Project) -> None:
+    view = '\n@wl.materialized_view\ndef v():\n    return wl.sql("SELECT id, id FROM orders")\n'
+    refused(project, GOOD + view, "SCHEMA_DUPLICATE", "'id' and 'id'", at="def v")
+
+
 def test_query_function_that_returns_nothing(project: Project) -> None:
     definitions = GOOD.replace("return wl.", "wl.")
     refused(project, definitions, "QUERY_RETURN_TYPE", "'orders'", "found NoneType", at="def orders")

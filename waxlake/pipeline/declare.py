@@ -23,7 +23,7 @@ from waxlake.pipeline.definitions import (
 from waxlake.pipeline.registry import current_registry, register_dataset, register_flow
 from waxlake.stream.ddl import CONSTRAINTS, parse_ddl
 from waxlake.stream.errors import DefinitionError, UsageError
-from waxlake.stream.table_properties import ORDER_PROPERTY
+from waxlake.stream.table_properties import ORDER_PROPERTY, check_properties
 
 __all__ = [
     "append_flow",
@@ -204,9 +204,18 @@ def definition_from(
     if options.get("cluster_by"):
         properties[ORDER_PROPERTY] = ", ".join(_names(options["cluster_by"]))
     schema = options.get("schema")
-    if isinstance(schema, str):
-        with located(where):
+    with located(where):
+        check_properties(properties)
+        if isinstance(schema, str):
             schema = parse_ddl(schema, is_table=True)
+    if not isinstance(schema, pa.Schema | None):
+        raise DefinitionError(
+            f"the schema of '{name}'",
+            where=where,
+            code="ARGUMENT_INVALID",
+            found=repr(schema),
+            expected="a text such as 'id BIGINT, at TIMESTAMP', or a pyarrow.Schema",
+        )
     if schema is not None:
         checks = json.loads((schema.metadata or {}).get(CONSTRAINTS.encode(), b"{}"))
         properties |= {f"delta.constraints.{key}": text for key, text in checks.items()}

@@ -58,12 +58,30 @@ class Registry:
     spec: Spec | None = None
     event_hooks: list[EventHook] = field(default_factory=list)
     _drafts: list[_Draft] = field(default_factory=list)
+    _ruled: list[_Draft] = field(default_factory=list)
     _datasets: list[DatasetDefinition] = field(default_factory=list)
     _flows: list[FlowDefinition] = field(default_factory=list)
 
     def datasets(self) -> list[DatasetDefinition]:
         """Return every dataset defined so far, with its expectations."""
         return [*(_finished(d) for d in self._drafts if d.dataset is not None), *self._datasets]
+
+    def refuse_lost_rules(self) -> None:
+        """Refuse rules on a function that is no dataset: nobody would apply them. Called when all files are imported.
+
+        Raises:
+            DefinitionError: ``EXPECTATION_WITHOUT_DATASET``. Not retryable.
+        """
+        for draft in self._ruled:
+            if draft.dataset is None:
+                rule = draft.expectations[0]
+                raise DefinitionError(
+                    f"expectation '{rule.name}' is on function {draft.function.__name__!r}, which is no dataset",
+                    where=rule.where,
+                    code="EXPECTATION_WITHOUT_DATASET",
+                    remedy="Put it on the table that a flow feeds (expect_all= of wl.create_streaming_table), "
+                    "or decorate the function with @wl.table",
+                )
 
     def add_dataset(self, definition: DatasetDefinition) -> None:
         """Take a dataset that no decorated function stands for."""
@@ -124,7 +142,11 @@ def _draft_of(function: Callable[..., Any]) -> _Draft:
 
 def add_expectations(function: Callable[..., Any], rules: Sequence[Expectation]) -> None:
     """Note rules on a function, before those it has: decorators apply from the bottom up, users read from the top down."""
-    _draft_of(function).expectations[:0] = rules
+    draft = _draft_of(function)
+    draft.expectations[:0] = rules
+    registry = _registry.get()
+    if registry is not None:
+        registry._ruled.append(draft)
 
 
 def register_dataset(function: Callable[..., Any], definition: DatasetDefinition) -> None:

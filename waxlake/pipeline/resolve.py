@@ -33,7 +33,7 @@ from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Dataset, Flow, Graph, is_e
 from waxlake.pipeline.order import circle, upstream_first
 from waxlake.pipeline.own_schema import in_own_schema, known_name
 from waxlake.pipeline.registry import Registry, registering
-from waxlake.pipeline.sql import referenced_tables
+from waxlake.pipeline.sql import place_of, referenced_tables
 from waxlake.pipeline.stateful_steps import keeps_late
 from waxlake.pipeline.stream import Batch, Branch, Relation, Stream
 from waxlake.stream.delta_table import unusable_sign
@@ -63,6 +63,7 @@ def load_graph(spec: Spec, adapt: Callable[[Registry], Registry] | None = None) 
     with registering(registry), import_path(spec.folder), redirect_stdout(sys.stderr):
         for path in spec.definition_files():
             load_file(path, registry)
+        registry.refuse_lost_rules()
         return _Resolver(spec, registry if adapt is None else adapt(registry)).graph()
 
 
@@ -367,8 +368,8 @@ class _Resolver:
 
     def _resolved(self, text: str, where: str) -> set[str]:
         names = referenced_tables(text, where)
-        for name in names - {"stream"}:
-            self._check_known(name, where)
+        for name in sorted(names - {"stream"}):
+            self._check_known(name, place_of(name, where))
         return names
 
 

@@ -19,6 +19,7 @@ from waxlake.stream.errors import DefinitionError, UserError, shorten
 __all__ = [
     "STREAM",
     "StaticTables",
+    "place_of",
     "referenced_tables",
     "register_tables",
     "run_query",
@@ -76,31 +77,31 @@ def sql_refused(what: str, where: str, exc: duckdb.Error) -> DefinitionError:
         code = "UNKNOWN_COLUMN"
     elif isinstance(exc, duckdb.ParserException):
         code = "SQL_SYNTAX"
-    where, snippet = _named_place(where, text)
-    return DefinitionError(f"{what}: {text}", where=where, code=code, snippet=snippet)
+    named = _NAMED.search(text)
+    where = where if named is None else place_of(next(g for g in named.groups() if g), where)
+    return DefinitionError(f"{what}: {text}", where=where, code=code)
 
 
 _NAMED = re.compile(r'column "([^"]+)"|column named "([^"]+)"|with name "?([\w.]+)"?|near "([^"]+)"')
 
 
-def _named_place(where: str, text: str) -> tuple[str, str]:
-    """Return the place in a SQL file, and its line with a caret, of the name that DuckDB complains about after ``where``."""
+def place_of(name: str, where: str) -> str:
+    """Return where a name stands after a place in a SQL file, as ``file:line:column``; the place itself if it does not."""
     match = re.fullmatch(r"(.+\.sql):(\d+):(\d+)", where, re.DOTALL)
-    named = _NAMED.search(text)
-    if match is None or named is None:
-        return where, ""
+    if match is None:
+        return where
     file, first, column = match.group(1), int(match.group(2)), int(match.group(3))
     try:
         with open(file, encoding="utf-8-sig") as stream:
             lines = stream.read().splitlines()
     except (OSError, UnicodeDecodeError):
-        return where, ""
-    wanted = re.compile(rf"(?<!\w){re.escape(next(g for g in named.groups() if g))}(?!\w)", re.IGNORECASE)
+        return where
+    wanted = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
     for number, line in enumerate(lines[first - 1 :], first):
         found = wanted.search(line, column - 1 if number == first else 0)
         if found is not None:
-            return f"{file}:{number}:{found.start() + 1}", f"  {line}\n  {' ' * found.start()}^"
-    return where, ""
+            return f"{file}:{number}:{found.start() + 1}"
+    return where
 
 
 def sql_failed(flow: str, where: str, exc: duckdb.Error) -> UserError:

@@ -173,8 +173,7 @@ class Transform:
         _Compiler(self).run()
         connection = open_session()
         table, _, _ = self._staged(self.source, self.tables, connection)
-        names = [n for n in table.column_names if not n.startswith("__rule_")]
-        made = delta_schema(table.select(names).schema)
+        made = delta_schema(pa.schema([field for field in table.schema if not field.name.startswith("__rule_")]))
         self.output = self.schema or made
         self._check_whole(no_rows(made), connection)
         if self.schema is not None:
