@@ -1,7 +1,7 @@
 """The merge of one flush: which files hold the keys, what becomes of their rows, and the files that take their place.
 
 Copy on write: files without a row that changes stay; of the others, rows that stay are copied one row group at a time, so
-memory follows the batch and one row group, not the table. Small files are taken along and sorted by key, in the same commit.
+memory follows the batch and two row groups, not the table. Small files are taken along and sorted by key, in the same commit.
 """
 
 from __future__ import annotations
