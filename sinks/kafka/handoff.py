@@ -8,6 +8,7 @@ whether the one batch that was under way is in the topic. Consumers that read co
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, Final
 
 import pyarrow as pa
@@ -18,7 +19,14 @@ from sinks.kafka.messages import RecordMaker
 from sinks.kafka.settings import KafkaSinkSettings
 from waxlake.stream.errors import ExternalError, TerminalError, TransientError
 from waxlake.stream.failpoints import failpoint
-from waxlake.stream.kafka_client import COMMON_OPTIONS, Complaints, connection_options, kafka_error, open_client
+from waxlake.stream.kafka_client import (
+    COMMON_OPTIONS,
+    Complaints,
+    answered,
+    connection_options,
+    kafka_error,
+    open_client,
+)
 
 __all__ = ["KafkaHandoff"]
 
@@ -28,6 +36,7 @@ _TOPIC_GONE: Final = frozenset(
 )
 _TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 _TOPIC_TIMEOUT_MS: Final = 5_000
+_GRACE_S: Final = 5.0
 
 
 class KafkaHandoff:
@@ -79,7 +88,7 @@ class KafkaHandoff:
         self._producer = open_client(Producer, settings, self._complaints, config)
         if self._is_transactional:
             try:
-                self._producer.init_transactions(settings.request_timeout_s)
+                self._answered(self._producer.init_transactions, settings.request_timeout_s)
             except KafkaException as exc:
                 raise self._error("open its transactions", exc.args[0]) from exc
 
@@ -127,12 +136,11 @@ class KafkaHandoff:
             self._send(rows)
             if self._is_transactional:
                 group = self._group.consumer_group_metadata()
-                self._producer.send_offsets_to_transaction(
-                    [self._number(batch.number)], group, self._settings.request_timeout_s
-                )
+                limit_s = self._settings.request_timeout_s
+                self._answered(self._producer.send_offsets_to_transaction, [self._number(batch.number)], group, limit_s)
                 self._flush()
                 failpoint("batch-sent")
-                self._producer.commit_transaction(self._settings.request_timeout_s)
+                self._answered(self._producer.commit_transaction, limit_s)
             else:
                 self._flush()
                 failpoint("batch-sent")
@@ -153,6 +161,14 @@ class KafkaHandoff:
         if group is not None:
             with contextlib.suppress(KafkaException, RuntimeError):
                 group.close()
+
+    def _answered(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Call the client, and leave it behind if it does not answer in time: another one shuts it out."""
+        try:
+            answered(call, *arguments, timeout_s=self._settings.request_timeout_s + _GRACE_S)
+        except TimeoutError as exc:
+            self._producer = self._group = None
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from exc
 
     def _number(self, number: int) -> TopicPartition:
         return TopicPartition(self._settings.topic, 0, number)

@@ -6,9 +6,11 @@ Every error of librdkafka becomes one of ours here and nowhere else.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
 from confluent_kafka import KafkaError, KafkaException
@@ -16,7 +18,7 @@ from confluent_kafka import KafkaError, KafkaException
 from waxlake.stream.errors import ExternalError, TerminalError, TransientError, UsageError
 from waxlake.stream.kafka_options import KafkaOptions
 
-__all__ = ["COMMON_OPTIONS", "Cluster", "Complaints", "connection_options", "kafka_error", "open_client"]
+__all__ = ["COMMON_OPTIONS", "Cluster", "Complaints", "answered", "connection_options", "kafka_error", "open_client"]
 
 # librdkafka repeats every refused connection: whoever wants to read that, adds a handler.
 _LIBRDKAFKA_LOG: Final = logging.getLogger("connectors.kafka.librdkafka")
@@ -145,6 +147,35 @@ def open_client(kind: Callable[..., Any], settings: Cluster, complaints: Complai
             found=settings.options.scrub(text.strip()),
             remedy="Correct the option that it names",
         ) from None
+
+
+def answered(call: Callable[..., None], *arguments: Any, timeout_s: float) -> None:
+    """Make a call of a client, and give up on it when it does not return in time.
+
+    Calls about transactions were seen to wait for ever for a broker that had been killed, whatever time-out they were given.
+    A call that is given up waits on in a thread that does not keep the process from ending; its client must not be used.
+
+    Raises:
+        TimeoutError: It did not return.
+        KafkaException: What it raised.
+    """
+    answers: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            call(*arguments)
+        except BaseException as exc:  # noqa: BLE001 - the boundary of a thread: raised by whoever waits for it
+            answers.put(exc)
+        else:
+            answers.put(None)
+
+    threading.Thread(target=ask, name="kafka-call", daemon=True).start()
+    try:
+        error = answers.get(timeout=timeout_s)
+    except Empty:
+        raise TimeoutError(f"no answer in {timeout_s} s") from None
+    if error is not None:
+        raise error
 
 
 def kafka_error(what: str, error: KafkaError, settings: Cluster, complaints: Complaints) -> ExternalError:
