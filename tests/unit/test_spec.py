@@ -134,6 +134,19 @@ def test_configuration_keeps_what_is_written_and_params_win(project: Path) -> No
     assert spec.configuration == {"version": "1.10", "on": "yes", "n": "007", "a.b-c": "y", "new": "z"}
 
 
+def test_p72_the_documented_notifications_can_be_read(project: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "updates.md").read_text()
+    block = text.partition("```yaml\n")[2].partition("```")[0].replace("${env:ALERT_URL}", "https://alerts/x")
+
+    first, second = load(project, MINIMAL + block).notifications
+
+    assert (first.on, second.on) == (("update-failure", "flow-failure"), ("update-success", "update-failure"))
+    assert ([part.get_secret_value() for part in second.command or ()], second.timeout) == (
+        ["./tell.sh", "--quietly"],
+        20,
+    )
+
+
 def test_variables_are_filled_in_anywhere(project: Path) -> None:
     (project / "key.txt").write_text("s3cret\n")
     text = (

@@ -18,6 +18,7 @@ _VARIABLE = re.compile(r"\$\{(\w+):([^}]*)\}")
 _TEXT_MAPS = ("configuration", "storage_options")
 _STRING_TAG = "tag:yaml.org,2002:str"
 _NULL_TAG = "tag:yaml.org,2002:null"
+_BOOL_TAG = "tag:yaml.org,2002:bool"
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -97,6 +98,7 @@ def _parsed(file: Path, text: str) -> dict[Any, Any]:
                 expected="a map with the keys name and storage",
             )
         _refuse_twice(file, root)
+        _name_keys(root)
         for key, value in root.value:
             if key.value in _TEXT_MAPS and isinstance(value, yaml.MappingNode):
                 _keep_text(value)
@@ -121,6 +123,18 @@ def _refuse_twice(file: Path, node: yaml.Node) -> None:
                 raise UsageError(f"{file}:{line}:{column}: key {key.value!r} is there twice", code="SPEC_SYNTAX")
             seen.add(key.value)
         _refuse_twice(file, value)
+
+
+def _name_keys(node: yaml.Node) -> None:
+    """Make keys such as ``on`` the names they are: YAML 1.1 takes that one for true."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _name_keys(child)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag == _BOOL_TAG:
+                key.tag = _STRING_TAG
+            _name_keys(value)
 
 
 def _keep_text(node: yaml.MappingNode) -> None:
