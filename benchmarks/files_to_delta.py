@@ -8,8 +8,9 @@
 ``rows``: JSON rows in files. The script reads them with ``read_json`` and appends them with ``write_deltalake``, without a
 ledger, positions, rescued data or counts. Both are whole processes, from start to exit, with the same columns declared; they
 alternate, and medians are compared, of wall time and of CPU time (on a machine that does other things too, the latter tells
-more). Each runs once before it counts, so that bytecode is there, as in an installed package. Goal: at most 1.5 times the
-script's wall time.
+more). Each runs once before it counts, so that bytecode is there, as in an installed package. pyarrow imports pandas, where it
+is installed (the extra ``demo`` brings it), as soon as Python values become Arrow's, in the pipeline and not in the script;
+whether it is there is told. Goal: at most 1.5 times the script's wall time.
 
 ``small``: local files of 1 KB in one triggered run, listing and ledger included, in turns with a script that only reads and
 parses them, which does about 70,000 files a second on a free machine. Goal: at least 20,000 files a second between the start
@@ -24,6 +25,7 @@ are the resident memory of the run as bytes pass, and its peak. Goal: flat.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -121,7 +123,9 @@ def rows(arguments: argparse.Namespace, root: Path) -> None:
         text = "".join(line(number * each + i) for i in range(each))
         (inbox / f"{number:05d}.json").write_text(text)
     age(inbox)
-    print(f"{each * arguments.files:,} rows in {arguments.files:,} files of {len(text) / 1e6:.2f} MB")
+    has_pandas = importlib.util.find_spec("pandas") is not None
+    size = f"{each * arguments.files:,} rows in {arguments.files:,} files of {len(text) / 1e6:.2f} MB"
+    print(f"{size}, {'with' if has_pandas else 'without'} pandas installed")
     seconds: dict[str, list[float]] = {"script": [], "waxlake": []}
     cpu: dict[str, list[float]] = {"script": [], "waxlake": []}
     for round_number in range(arguments.rounds + 1):

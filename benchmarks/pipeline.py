@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -157,6 +158,7 @@ def init(root: Path, rounds: int) -> None:
 
 
 def main() -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as an installed package has it
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["latency", "throughput", "init"])
     parser.add_argument("--seconds", type=float, default=20)

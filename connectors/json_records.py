@@ -397,9 +397,11 @@ def _texts(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     except pa.ArrowInvalid:
         is_odd = np.array([not _is_utf8(value) for value in values.to_pylist()], dtype=bool)
         texts = pc.if_else(pa.array(is_odd), pa.scalar(b"", pa.binary()), values).cast(pa.string())
-    if not _is_braced(texts).all():
+    is_braced = _is_braced(texts)
+    if not is_braced.all():
         texts = pc.utf8_trim(texts, _SPACE)
-    return texts, is_odd | ~_is_braced(texts) | _is_deep(texts)
+        is_braced = _is_braced(texts)
+    return texts, is_odd | ~is_braced | _is_deep(texts)
 
 
 def _is_utf8(value: bytes) -> bool:

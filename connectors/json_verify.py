@@ -83,11 +83,18 @@ class JsonEngine:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self._connection = duckdb.connect(config={"threads": 1})  # one thread: rows come back in their order
-        self._connection.execute("SET TimeZone = 'UTC'")
+        self._opened: duckdb.DuckDBPyConnection | None = None
         self._has_shape = all(field.type in _ENGINE_TYPES for field in schema)
         self._misses = 0
         self._pause = 0
+
+    @property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """Opened by the first batch that needs it: a source of clean records never does, and a database takes a while."""
+        if self._opened is None:
+            self._opened = duckdb.connect(config={"threads": 1})  # one thread: rows come back in their order
+            self._opened.execute("SET TimeZone = 'UTC'")
+        return self._opened
 
     def valid(self, texts: pa.Array) -> pa.Array:
         """Return a mask of texts that DuckDB takes for JSON; it also takes NaN and a trailing comma."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import json as arrow_json
 
-from connectors import json_records
+from connectors import json_records, json_verify
 from connectors.json_exact import MAX_DEPTH, ExactDecoder
 from connectors.json_records import RESCUED, JsonDecoder
 from waxlake.stream.ddl import parse_ddl
@@ -390,3 +390,12 @@ def test_the_reader_takes_what_we_must_check():
     assert read('{"a":1}\n\n{"a":2}', pa.int64()) == [1, 2]
     assert read('{"a":"2024-01-01T00:00:00+01:00"}', pa.timestamp("us")) == [datetime(2023, 12, 31, 23)]
     assert read('{"a":5}', pa.date32()) == [date(1970, 1, 6)]
+
+
+def test_clean_records_open_no_database(monkeypatch):
+    decoder = JsonDecoder(parse_ddl("a BIGINT"))
+    with monkeypatch.context() as patch:
+        patch.setattr(json_verify.duckdb, "connect", None)
+        assert decoder.decode(pa.array([b'{"a":1}'] * 100)).column("a").to_pylist() == [1] * 100
+    mixed = pa.array([b'{"a":1}', b'{"a":"x"}'] * 100)
+    assert decoder.decode(mixed).column("a").to_pylist() == [1, None] * 100

@@ -11,6 +11,7 @@ import waxlake as wl
 from waxlake.pipeline.definitions import Expectation
 from waxlake.pipeline.stream import Stream
 from waxlake.pipeline.transform import Outcome, Transform
+from waxlake.stream import engine
 from waxlake.stream.errors import DefinitionError, ExpectationFailed, SchemaError, UserError
 
 ROWS = pa.table(
@@ -184,3 +185,22 @@ def test_a_declared_schema_never_loses_a_digit() -> None:
 def test_no_rows_cost_no_query() -> None:
     made = transform(SOURCE.where("id > 0"))
     assert made.apply(ROWS.slice(0, 0), lambda name: COUNTRIES).table.schema == made.output
+
+
+def test_a_flow_without_sql_opens_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise AssertionError("a session was opened")
+
+    monkeypatch.setattr(engine, "open_session", refuse)
+    made = Transform(
+        flow="orders",
+        dataset="orders",
+        steps=SOURCE.branches[0].steps,
+        expectations=(),
+        source=ROWS.slice(0, 0),
+        hidden=(),
+        statics=(),
+        tables=lambda name: COUNTRIES,
+    )
+    made.compile()
+    assert made.apply(ROWS, lambda name: COUNTRIES).table.to_pylist() == ROWS.to_pylist()

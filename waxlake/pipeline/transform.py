@@ -49,7 +49,7 @@ from waxlake.pipeline.sql import (
     without_columns,
 )
 from waxlake.stream.batch import RuleCount
-from waxlake.stream.engine import open_session, quote_name
+from waxlake.stream.engine import lazy_session, quote_name
 from waxlake.stream.errors import DefinitionError, WaxlakeError
 from waxlake.stream.schema import cast_exact, delta_schema, no_rows
 from waxlake.stream.settings import nearest
@@ -171,7 +171,7 @@ class Transform:
             DefinitionError: An unknown column or function, a type error; names the step's file and line. Not retryable.
         """
         _Compiler(self).run()
-        connection = open_session()
+        connection = lazy_session()
         table, _, _ = self._staged(self.source, self.tables, connection)
         made = delta_schema(pa.schema([field for field in table.schema if not field.name.startswith("__rule_")]))
         self.output = self.schema or made
@@ -258,7 +258,7 @@ class Transform:
         """
         thread = threading.get_ident()
         if thread not in self._connections:
-            self._connections[thread] = open_session()
+            self._connections[thread] = lazy_session()
         return self._connections[thread]
 
     def _check_declared(self, made: pa.Schema) -> None:
@@ -337,7 +337,7 @@ class _Compiler:
 
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
-        self._connection = open_session()
+        self._connection = lazy_session()
         self._text: str | None = None
         self._input = transform.source
         self._now = transform.source

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from waxlake.stream.clock import held_time
 
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["open_session", "quote_name", "quote_text", "select_list"]
+__all__ = ["lazy_session", "open_session", "quote_name", "quote_text", "select_list"]
 
 _database: duckdb.DuckDBPyConnection | None = None
 _database_lock = threading.Lock()
@@ -40,6 +40,23 @@ def open_session() -> duckdb.DuckDBPyConnection:
     if held is not None:
         _hold_time(session, held)
     return session
+
+
+def lazy_session() -> duckdb.DuckDBPyConnection:
+    """Return what is an ``open_session`` from its first use on: the database takes a while, and not all work needs it."""
+    return cast("duckdb.DuckDBPyConnection", _LazySession())
+
+
+class _LazySession:
+    """Hands every call on to a session that the first one opens."""
+
+    def __init__(self) -> None:
+        self._session: duckdb.DuckDBPyConnection | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._session is None:
+            self._session = open_session()
+        return getattr(self._session, name)
 
 
 def _hold_time(session: duckdb.DuckDBPyConnection, at: datetime) -> None:

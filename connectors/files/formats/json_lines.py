@@ -79,8 +79,8 @@ def split_files(contents: Sequence[bytes], *, has_marks: bool = True) -> tuple[p
     last_bytes = buffer[np.maximum(ends - 1, 0)] if len(data) else np.zeros(len(ends), np.uint8)
     ends = ends - ((ends > starts) & (last_bytes == _RETURN))
     is_record = _has_ink(buffer, starts, ends)
-    owners = np.searchsorted(file_starts, starts[is_record], side="right") - 1
-    return _lines(data, starts, ends, is_record), np.bincount(owners, minlength=len(contents))
+    before = np.searchsorted(starts[is_record], file_starts)  # records of the files before each
+    return _lines(data, starts, ends, is_record), np.diff(before, append=np.count_nonzero(is_record))
 
 
 def _skip_marks(starts: np.ndarray, file_starts: np.ndarray, contents: Sequence[bytes]) -> None:
