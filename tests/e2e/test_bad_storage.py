@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from tests.e2e.orders import ORDERS, assert_exact
 from tests.e2e.project import Project
+from waxlake.pipeline.event_table import EVENT_SCHEMA, EventTable
+from waxlake.stream.delta_table import TableLocation
+from waxlake.stream.errors import TransientError
 
 OTHER = 'read_files("elsewhere", format="json", schema="id BIGINT, amount DOUBLE", poll_interval_s=0.1)'
 
@@ -150,6 +154,23 @@ def test_continuous_run_outlives_a_disk_that_is_full_or_read_only_for_a_while(or
 
         orders.run()
         assert_exact(orders, 5000)
+
+
+def test_event_log_on_a_full_disk_says_so_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    needs_root()
+    with mounted(tmp_path / "lake", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as lake:
+        table = EventTable(TableLocation(str(lake / "events")))
+        row = dict.fromkeys(EVENT_SCHEMA.names, "x") | {"sequence": 1, "timestamp": datetime.now(timezone.utc)}
+        table.append([row], {"orders": 1})
+        ballast = fill(lake)
+        with pytest.raises(TransientError) as failure:
+            table.append([row] * 10_000, {"orders": 2})
+        assert failure.value.code == "STORAGE_FULL"
+        ballast.unlink()
+        table.append([row], {"orders": 3})
+        assert len(table.rows()) == 2
+        assert table.completed_version("orders") == 3
+    assert capfd.readouterr().err == ""
 
 
 def is_failure(event: dict[str, Any]) -> bool:

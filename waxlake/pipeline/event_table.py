@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 
+from sinks.delta.parquet import DataFileWriter
 from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.errors import TransientError
 
@@ -70,7 +71,7 @@ class EventTable:
         for attempt in range(_ATTEMPTS):
             try:
                 with delta_errors("append to the event log"):
-                    write_deltalake(self._opened(), table, mode="append", commit_properties=properties)
+                    self._commit(table, properties)
                 self._commits_on_handle += 1
                 return
             except CommitFailedError:
@@ -84,6 +85,19 @@ class EventTable:
             code="COMMIT_CONTENTION",
             remedy="Many processes write it at once; it is tried again",
         )
+
+    def _commit(self, table: pa.Table, properties: CommitProperties) -> None:
+        """Write a file of our own making and add it: delta-rs' writer panics on standard error where it cannot write."""
+        handle, writer = self._opened(), DataFileWriter(self.location)
+        try:
+            writer.append(table)
+            adds = writer.finish()
+        finally:
+            writer.abandon()
+        handle.create_write_transaction(
+            [*adds], mode="append", schema=handle.schema(), partition_by=[], commit_properties=properties
+        )
+        handle.update_incremental()
 
     def completed_version(self, name: str) -> int | None:
         """Return the version of a table up to which its commits are in the log; None if none is.

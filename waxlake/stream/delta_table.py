@@ -132,7 +132,8 @@ def _mapped(what: str, exc: Exception) -> ExternalError:
         return TerminalError(what, code="STORAGE_NOT_FOUND", found=text, remedy="Create the bucket first")
     if _AWAY.search(low):
         return TransientError(what, code="STORAGE_UNREACHABLE", found=text, remedy="Check the endpoint and the network")
-    return TerminalError(what, code="STORAGE_ERROR", found=text)
+    deleted = "Files of its log were deleted. Put them back, or run again to be told what that means"
+    return TerminalError(what, code="STORAGE_ERROR", found=text, remedy=deleted if _LOG_ENTRY_GONE.search(low) else "")
 
 
 @dataclass(frozen=True, slots=True)
