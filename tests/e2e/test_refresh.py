@@ -12,6 +12,10 @@ from tests.e2e.project import Project
 from tests.e2e.test_bad_brokers import publish
 from tests.services.kafka import create_topic
 from waxlake.demo.broker import EmbeddedBroker
+from waxlake.pipeline.lake import run_sql
+from waxlake.pipeline.resolve import load_graph
+from waxlake.pipeline.spec import load_spec
+from waxlake.pipeline.status import pipeline_status
 
 DEFINITIONS = """
 @wl.table(partition_cols=["country"])
@@ -96,6 +100,7 @@ def test_w07_a_full_refresh_applies_a_changed_definition_to_old_rows(shop: Proje
     assert shop.rows("clean", "id", "twice") == [("6", 12.0), ("7", 14.0), ("8", 16.0), ("9", 18.0)]
     assert len(shop.rows("clean_quarantine", "id")) == 6
     assert shop.rows("total", "n") == [7]  # it was not named
+    assert counts_of(shop) == ((4, 6), (4, 6), 10)
 
     shop.land("2.json", {"id": 20, "amount": 20.0, "country": "x"})
     shop.run()
@@ -108,6 +113,17 @@ def test_w07_a_full_refresh_applies_a_changed_definition_to_old_rows(shop: Proje
     assert shop.rows("clean", "id") == ["20", "6", "7", "8", "9"]
     assert shop.rows("total", "n", "amount") == [(5, 50.0)]
     assert shop.waxlake("status").succeeded()
+    assert counts_of(shop) == ((5, 6), (5, 6), 11)
+
+
+def counts_of(shop: Project) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Return passed and failed by the last commit with a rule, by the status, and the rows of all files: of what is there now."""
+    graph = load_graph(load_spec(shop.folder))
+    last = run_sql(graph, "SELECT passed, failed FROM quality WHERE \"table\" = 'clean' ORDER BY version DESC LIMIT 1")
+    rule = next(table for table in pipeline_status(graph).tables if table.name == "clean").rules[0]
+    files = run_sql(graph, "SELECT sum(rows)::BIGINT AS n FROM files_state('raw')").column("n").to_pylist()
+    ((passed, failed),) = ((row["passed"], row["failed"]) for row in last.to_pylist())
+    return (passed, failed), (rule.passed, rule.failed), files[0]
 
 
 @pytest.mark.parametrize(

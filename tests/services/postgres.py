@@ -22,6 +22,7 @@ from waxlake.demo.process import ChildProcess, free_port
 
 PASSWORD = "wax-Sicher7"
 _START_TIMEOUT_S = 60
+_STOP_TIMEOUT_S = 60
 _NOBODY = 65534
 
 
@@ -112,11 +113,15 @@ class PostgresServer:
         self._child.wait_until(self._answers, timeout_s=_START_TIMEOUT_S)
 
     def stop(self) -> None:
-        """Stop it in good order, its clients cut off. Does nothing when it is not running."""
+        """Stop it in good order, its clients cut off. Does nothing when it is not running.
+
+        It ends when each standby and each reader of its log has confirmed the end of it: a standby then lacks nothing that
+        another has read.
+        """
         if self._child is not None:
             if self._child.is_running:
                 os.kill(self._child.pid, signal.SIGINT)
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + _STOP_TIMEOUT_S
                 while self._child.is_running and time.monotonic() < deadline:
                     time.sleep(0.05)
             self._child.kill()

@@ -200,7 +200,8 @@ def run_processes(spec: Spec, options: RunOptions, lease: UpdateLease) -> Update
         has_begun = has_begun or PLANNING_EXIT_CODE not in codes
         is_endless = mode == "continuous" and has_begun
         if _MAY_PASS.intersection(codes) and (is_endless or attempt < spec.retries):
-            attempt = 0 if time.monotonic() - begun_s > spec.retry_max_wait else attempt
+            if is_endless and time.monotonic() - begun_s > spec.retry_max_wait:
+                attempt = 0  # it went well for a while
             with draining_on_signals(is_draining.set):
                 is_draining.wait(back_off_s(spec, attempt))
             attempt += 1

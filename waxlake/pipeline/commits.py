@@ -5,19 +5,24 @@ Called to complete the event log after a crash, and by `waxlake status`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Final
 
 from sinks.delta.protocol import CommitReceipt
 from waxlake.stream.delta_table import METADATA_KEY, TableLocation, delta_errors
 from waxlake.stream.errors import TerminalError
+from waxlake.stream.file_counts import FILES_FACT
 
-__all__ = ["Commit", "commits_since", "recent_commits", "refuse_restored"]
+__all__ = ["FILLED", "Commit", "commits_since", "filled_flows", "recent_commits", "refuse_restored"]
 
+FILLED: Final = "filled"
+"""Key under which the commit that ends a full refresh says what filled the table, as flows' commits do under ``flows``."""
 
-_SEARCH = 1000
+_SEARCH: Final = 1000
+_EVERY_COMMIT: Final = 1 << 62
+_COUNTS: Final = ("read", "rows", "dropped", "quarantined")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +49,13 @@ class Commit:
     @property
     def flows(self) -> Mapping[str, Any]:
         """Flow name to its counts, rules and positions."""
-        flows: Mapping[str, Any] = self.metadata.get("flows") or {}
+        flows: Mapping[str, Any] = self.metadata.get("flows") or self.metadata.get(FILLED) or {}
         return flows
+
+    @property
+    def is_refill(self) -> bool:
+        """Whether it put a table that was filled anew in the place of what was there: what is counted before it is gone."""
+        return FILLED in self.metadata
 
     def receipt(self, table: str) -> CommitReceipt:
         """Return the receipt that the sink gave for this commit."""
@@ -99,9 +109,54 @@ def recent_commits(location: TableLocation, *, limit: int = 1000) -> list[Commit
 def _commits(infos: list[dict[str, Any]], version: int, size_bytes: int) -> Iterator[Commit]:
     for info in infos:
         metadata = info.get(METADATA_KEY)
-        if isinstance(metadata, dict) and metadata.get("flows"):
+        if isinstance(metadata, dict) and (metadata.get("flows") or FILLED in metadata):
             at = datetime.fromtimestamp(int(info.get("timestamp") or 0) / 1000, tz=timezone.utc)
             yield Commit(version=version, committed_at=at, metadata=metadata, size_bytes=size_bytes)
+
+
+def filled_flows(location: TableLocation, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return what all commits of a young table say about its flows, as one commit would.
+
+    Counts are added up; of a source's moves there is one, from the first start to the last end, and each that tells of files.
+
+    Args:
+        location: The table.
+        without: Sources whose moves are left out.
+
+    Raises:
+        ExternalError: The table cannot be read.
+    """
+    filled: dict[str, Any] = {}
+    for commit in commits_since(location, -1, limit=_EVERY_COMMIT):
+        for flow, facts in commit.flows.items():
+            sums = filled.setdefault(flow, {**dict.fromkeys(_COUNTS, 0), "rules": [], "sources": [], "skipped": []})
+            for key in _COUNTS:
+                sums[key] += facts.get(key, 0)
+            sums["skipped"] += facts.get("skipped") or ()
+            for count in facts.get("rules") or ():
+                _add_rule(sums["rules"], count)
+            for moved in facts.get("sources") or ():
+                if moved["source"] not in without:
+                    _add_move(sums["sources"], moved)
+    return filled
+
+
+def _add_rule(rules: list[dict[str, Any]], count: Mapping[str, Any]) -> None:
+    for rule in rules:
+        if all(rule[key] == count[key] for key in ("dataset", "rule", "action")):
+            rule["passed"] += count["passed"]
+            rule["failed"] += count["failed"]
+            return
+    rules.append(dict(count))
+
+
+def _add_move(moves: list[dict[str, Any]], moved: Mapping[str, Any]) -> None:
+    for move in moves:
+        is_same = all(move[key] == moved[key] for key in ("source", "partition"))
+        if is_same and FILES_FACT not in move and FILES_FACT not in moved:
+            move.update(moved, start=move["start"])
+            return
+    moves.append(dict(moved))
 
 
 def refuse_restored(location: TableLocation) -> None:

@@ -190,7 +190,8 @@ def backfill_from_commits(
     except WaxlakeError as error:
         _log.warning("the event log is not completed: %s", error)
         return []
-    return [event for commit in commits for event in _events_of(commit, table_location.label, pipeline)]
+    told = [commit for commit in commits if not commit.is_refill]  # those that filled it were reported by their update
+    return [event for commit in told for event in _events_of(commit, table_location.label, pipeline)]
 
 
 def _events_of(commit: Commit, table: str, pipeline: str) -> list[Event]:

@@ -67,6 +67,8 @@ _SCHEMA_HISTORY: Final = pa.schema(
     ]
 )
 _PARTITION: Final = "files"
+_NO_FILE: Final = -1
+"""Number in a journal row of kind ``refilled``: a full refresh, before which nothing counts any more."""
 _FOLD_INTERVAL_S: Final = 60.0
 _EVERY_COMMIT: Final = 1 << 62
 _log = logging.getLogger("waxlake.files")
@@ -96,11 +98,13 @@ def _told(commits: Sequence[Commit], flow: str, identity: str, table_id: str) ->
 
     parts = [JOURNAL_SCHEMA.empty_table()]
     for commit in commits:
+        common = {"table_id": table_id, "flow": flow, "version": commit.version, "at": commit.committed_at}
+        if commit.is_refill:
+            parts.append(journal_rows(number=[_NO_FILE], kind="refilled", **common))
         for source in commit.flows.get(flow, {}).get("sources") or ():
             if source["source"] != identity or FILES_FACT not in source:
                 continue
             numbers, rows, rescued, left_out = decode_counts(source[FILES_FACT])
-            common = {"table_id": table_id, "flow": flow, "version": commit.version, "at": commit.committed_at}
             unknown = rescued < 0
             parts.append(
                 journal_rows(number=numbers, kind="read", rows=rows, rescued=pa.array(rescued, mask=unknown), **common)
@@ -292,7 +296,9 @@ WITH file AS (
   SELECT number, max("at") AS done_at, max(version) AS version, sum("rows") AS "rows",
          CASE WHEN count(*) FILTER (kind = 'read' AND rescued IS NULL) = 0 THEN sum(rescued) END AS rescued,
          max(kind) FILTER (kind <> 'read') AS left_out, max(error) FILTER (kind <> 'read') AS error
-  FROM noted WHERE table_id = $table AND flow = $flow GROUP BY number
+  FROM noted WHERE table_id = $table AND flow = $flow AND number >= 0 AND version >= coalesce(
+    (SELECT max(version) FROM noted WHERE table_id = $table AND flow = $flow AND kind = 'refilled'), 0)
+  GROUP BY number
 ), failure AS (
   SELECT number, edition, arg_max(error, "at") AS error FROM noted WHERE kind = 'failed' GROUP BY number, edition
 ), cleaned AS (

@@ -29,6 +29,7 @@ from sinks.delta.swap import positions_of, swap_in
 from sinks.state.store import state_app_id
 from waxlake.pipeline.check import check_graph
 from waxlake.pipeline.checked import CheckedGraph
+from waxlake.pipeline.commits import FILLED, filled_flows
 from waxlake.pipeline.definitions import TableRead
 from waxlake.pipeline.graph import QUARANTINE_SUFFIX, Graph
 from waxlake.pipeline.plan import sources_read
@@ -225,7 +226,7 @@ def _finish(graph: Graph, key: str, manifest: Mapping[str, Any]) -> None:
     pairs = [pair for name in manifest["tables"] for pair in _pairs(graph, name, manifest["folder"])]
     swap = _Swap(pairs)
     for pair in pairs:
-        facts = {"run": manifest["update"], "full_refresh": key}
+        facts = {"run": manifest["update"], "full_refresh": key, FILLED: swap.flows(pair)}
         positions = swap.positions(pair)
         adopt_events(pair.table, pair.shadow)
         swap.versions[pair.dataset] = swap_in(
@@ -261,6 +262,10 @@ class _Swap:
         names = ("delta", "changes", "snapshots")
         self._by_name = {f"{name}:{pair.table.label}": pair for pair in pairs for name in names}
         self.versions: dict[str, int] = {}
+
+    def flows(self, pair: _Pair) -> dict[str, Any]:
+        """Return what the commits of a shadow say; not where it read other shadows, whose versions nobody knows."""
+        return filled_flows(pair.shadow, without=self._by_identity)
 
     def positions(self, pair: _Pair) -> dict[str, int]:
         """Return the app ids that go into a table's place with its shadow."""

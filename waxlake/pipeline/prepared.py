@@ -131,7 +131,7 @@ class PreparedRun:
 
     @property
     def age_s(self) -> float:
-        """Seconds since it was prepared."""
+        """Seconds since its update began."""
         return time.monotonic() - self.started_s
 
     @property

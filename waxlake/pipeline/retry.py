@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from waxlake.pipeline.events import read_events
 from waxlake.pipeline.selection import is_stored
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from waxlake.pipeline.spec import Spec
 
 __all__ = ["back_off_s", "failed_tables", "survivors", "to_retry"]
+
+_DOUBLINGS: Final = 100  # a continuous run tries again for ever, and numbers end
 
 
 def to_retry(graph: Graph, failures: Mapping[str, WaxlakeError], skipped: Collection[str]) -> tuple[str, ...]:
@@ -43,7 +45,7 @@ def _lost(graph: Graph, failures: Mapping[str, WaxlakeError]) -> frozenset[str]:
 
 def back_off_s(spec: Spec, attempt: int) -> float:
     """Return the seconds to wait before a retry, the first being 0."""
-    return float(min(spec.retry_wait * 2**attempt, spec.retry_max_wait))
+    return float(min(spec.retry_wait * 2.0 ** min(attempt, _DOUBLINGS), spec.retry_max_wait))
 
 
 def failed_tables(spec: Spec, graph: Graph) -> tuple[str, ...]:

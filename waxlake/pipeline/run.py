@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -204,7 +205,10 @@ def _update(
                 if stopping.is_set():
                     raise UpdateCanceled from error
                 continue
+            begun_s = time.monotonic()
             _run_once(run, options.workers)
+            if is_endless and not run.state.aside and time.monotonic() - begun_s > spec.retry_max_wait:
+                attempt = 0  # it went well for a while
             if run.growth and str(run.growth[0]) != grown:
                 grown = str(run.growth[0])
                 report_growth(run.report, run.growth)
@@ -216,10 +220,8 @@ def _update(
             elif run.to_retry and (is_endless or attempt < retries):
                 lost = lost or run.first_lost
                 selection = run.retry_selection(selection)
-                attempt = 0 if run.age_s > spec.retry_max_wait else attempt
-                _wait_for_retry(
-                    run, back_off_s(spec, attempt) if run.state.failures else run.state.recheck_in_s, stopping
-                )
+                wait_s = back_off_s(spec, attempt) if run.state.failures else run.state.recheck_in_s
+                _wait_for_retry(run, wait_s, stopping)
                 attempt += 1
             else:
                 return run.finish(lost)

@@ -160,7 +160,7 @@ def _table_status(table: StoredTable, commits: Sequence[Commit], quarantine: Sto
     if table.is_ledger:
         status.batches, status.pending = batch_counts(table.location)
     status.quarantined = (table_facts(quarantine).rows or 0) if quarantine is not None else 0
-    counted = _since_full(commits) if table.kind == "materialized_view" else commits
+    counted = _since_full(commits, is_view=table.kind == "materialized_view")
     status.commits = len(counted)
     rules: dict[tuple[str, str], RuleStatus] = {}
     for commit in counted:
@@ -176,12 +176,16 @@ def _table_status(table: StoredTable, commits: Sequence[Commit], quarantine: Sto
     return status
 
 
-def _since_full(commits: Sequence[Commit]) -> Sequence[Commit]:
-    """Return the commits of a view up to the newest that replaced its whole content; newest first, like what is given."""
+def _since_full(commits: Sequence[Commit], *, is_view: bool) -> Sequence[Commit]:
+    """Return the commits up to the newest that replaced the whole content; newest first, like what is given."""
     for number, commit in enumerate(commits, 1):
-        if any((facts.get("refresh") or {}).get("mode") != "INCREMENTAL" for facts in commit.flows.values()):
+        if commit.is_refill or (is_view and _recomputes(commit)):
             return commits[:number]
     return commits
+
+
+def _recomputes(commit: Commit) -> bool:
+    return any((facts.get("refresh") or {}).get("mode") != "INCREMENTAL" for facts in commit.flows.values())
 
 
 def _positions(commits: Sequence[Commit]) -> list[PositionStatus]:
@@ -189,7 +193,7 @@ def _positions(commits: Sequence[Commit]) -> list[PositionStatus]:
     newest: dict[tuple[str, str, str], PositionStatus] = {}
     for commit in commits:
         for flow, facts in commit.flows.items():
-            for source in facts.get("sources") or ():
+            for source in reversed(facts.get("sources") or ()):
                 key = (flow, str(source["source"]), str(source["partition"]))
                 if key not in newest:
                     newest[key] = PositionStatus(
