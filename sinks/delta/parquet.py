@@ -1,6 +1,6 @@
 """Write Arrow tables as Parquet data files of a Delta table, with the statistics its log wants.
 
-Files are written before the commit that names them; until then nobody sees them. Called by the sink and by nothing else.
+Files are written before the commit that names them; until then nobody sees them. Called by the sinks and the event log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deltalake.transaction import AddAction
 
 from waxlake.stream.delta_table import TableLocation, delta_errors
 
-__all__ = ["DataFileWriter", "decode_add", "encode_add", "partition_string"]
+__all__ = ["DataFileWriter", "decode_add", "encode_add", "partition_string", "write_data_file"]
 
 _SAMPLE_ROWS = 10_000
 _STATS_COLUMNS = 32
@@ -149,12 +149,37 @@ class DataFileWriter:
         folder = "".join(_folder(name, value) + "/" for name, value in zip(self.partition_by, values, strict=True))
         if folder:
             self._filesystem.create_dir(folder.rstrip("/"), recursive=True)
-        path = f"{folder}part-{uuid.uuid4()}-c000.zstd.parquet"
-        return _OpenFile(self._filesystem, path, rows, dict(zip(self.partition_by, values, strict=True)))
+        return _OpenFile(
+            self._filesystem, folder + _file_name(), rows, dict(zip(self.partition_by, values, strict=True))
+        )
 
     def _close_files(self) -> None:
         for key in list(self._open_files):
             self._done.append(self._open_files.pop(key).close(changes_rows=self.changes_rows))
+
+
+def write_data_file(location: TableLocation, table: pa.Table) -> AddAction:
+    """Write a few rows as one data file, on this thread: it may be the last of a process that ends, which starts no other.
+
+    Args:
+        location: Table the file belongs to; it has no partitions.
+        table: Rows in the table's schema.
+
+    Raises:
+        ExternalError: The store refuses or does not answer.
+    """
+    with delta_errors(f"write a data file of table '{location.label}'"):
+        file = _OpenFile(location.filesystem(), _file_name(), table, {})
+        try:
+            file.write(table)
+            return file.close(changes_rows=True)
+        except BaseException:
+            file.abandon()
+            raise
+
+
+def _file_name() -> str:
+    return f"part-{uuid.uuid4()}-c000.zstd.parquet"
 
 
 class _OpenFile:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from sinks.delta.parquet import DataFileWriter
+from sinks.delta.parquet import write_data_file
 from waxlake.stream.delta_table import TableLocation, delta_errors
 from waxlake.stream.errors import TransientError
 
@@ -88,14 +88,10 @@ class EventTable:
 
     def _commit(self, table: pa.Table, properties: CommitProperties) -> None:
         """Write a file of our own making and add it: delta-rs' writer panics on standard error where it cannot write."""
-        handle, writer = self._opened(), DataFileWriter(self.location)
-        try:
-            writer.append(table)
-            adds = writer.finish()
-        finally:
-            writer.abandon()
+        handle = self._opened()
+        add = write_data_file(self.location, table)
         handle.create_write_transaction(
-            [*adds], mode="append", schema=handle.schema(), partition_by=[], commit_properties=properties
+            [add], mode="append", schema=handle.schema(), partition_by=[], commit_properties=properties
         )
         handle.update_incremental()
 
