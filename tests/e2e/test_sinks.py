@@ -364,4 +364,7 @@ CREATE FLOW to_python AS INSERT INTO declared_in_python BY NAME SELECT id FROM S
     project.write("flows/sinks.sql", "CREATE SINK out (id BIGINT) FORMAT kafka OPTIONS (topic = 'x');")
     assert "sinks.sql:1:18: a sink has no columns of its own" in project.waxlake("dry-run").err
     project.write("flows/sinks.sql", "CREATE SINK out FORMAT kafka OPTIONS (topc = 'x');")
-    project.waxlake("dry-run").refused("OPTION_INVALID", "sinks.sql:1:", "'topic'")
+    said = project.waxlake("dry-run").err
+    assert "sinks.sql:1:13: create_sink('out', 'kafka')" in said
+    assert "Did you mean 'topic'? [OPTION_INVALID]\n  CREATE SINK out FORMAT kafka" in said
+    assert said.endswith("^\n")
