@@ -103,7 +103,7 @@ def batch_options(dataset: Dataset, schema: pa.Schema, plan: RunPlan, state: Run
     patience = Patience(
         give_up_after_s=spec.give_up_after if plan.is_bounded else None,
         is_draining=state.is_draining,
-        on_retry=lambda error, wait_s: state.retrying_sink(dataset.name, error, wait_s),
+        on_retry=lambda error, wait_s: state.retrying_dataset(dataset.name, error, wait_s),
     )
     return {"handoff": dataset.definition.sink.handoff(dataset.name), "schema": schema, "patience": patience}
 

@@ -113,8 +113,7 @@ class RunState:
         """Go on without a dataset whose source or target does not answer; later the run drains, to be planned again with it."""
         self.aside.setdefault(dataset, error)
         self._recheck_at_s = self._clock.now_s() + recheck_s
-        self.emit("flow_progress", f"{error} Trying again in {recheck_s:.1f} s", level="WARN", dataset=dataset, flow=dataset,
-                   error=error, details={"flow_progress": {"status": "RETRYING"}})  # fmt: skip
+        self.retrying_dataset(dataset, error, recheck_s)
 
     def has_failed(self, dataset: str) -> bool:
         """Return whether a dataset takes no more rows in this run."""
@@ -178,9 +177,9 @@ class RunState:
             self.emit("flow_progress", f"{error} Trying again in {wait_s:.1f} s", level="WARN", dataset=part.flow.target,
                        flow=part.flow.name, error=error, details={"flow_progress": {"status": "RETRYING"}})  # fmt: skip
 
-    def retrying_sink(self, sink: str, error: TransientError, wait_s: float) -> None:
-        """Note that a sink is tried again."""
-        self.emit("flow_progress", f"{error} Trying again in {wait_s:.1f} s", level="WARN", dataset=sink, flow=sink,
+    def retrying_dataset(self, dataset: str, error: WaxlakeError, wait_s: float) -> None:
+        """Note that a table or sink is tried again."""
+        self.emit("flow_progress", f"{error} Trying again in {wait_s:.1f} s", level="WARN", dataset=dataset, flow=dataset,
                    error=error, details={"flow_progress": {"status": "RETRYING"}})  # fmt: skip
 
     def committed(self, receipt: CommitReceipt) -> None:
